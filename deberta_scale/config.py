@@ -1,0 +1,346 @@
+"""The whole configuration: one schema, read from YAML, changed by `key.sub=value`, never mutated.
+
+Imports no torch, so that a config is checked in milliseconds on a login node.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. The message names file, key, value and what would work."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ModelConfig(Section):
+    """Shape of the encoder. Keys are those of the released `config.json` files; defaults are V3-base's."""
+
+    vocab_size: PositiveInt
+    """Rows of the embedding table: at least the tokenizer's pieces + 1 for [MASK]; spare rows are allowed."""
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: Annotated[int, Field(ge=2)] = 12
+    num_attention_heads: PositiveInt = 12
+    attention_head_size: PositiveInt | None = None
+    """Default: hidden_size / num_attention_heads."""
+    intermediate_size: PositiveInt = 3072
+    embedding_size: PositiveInt | None = None
+    """Width of the word table; default hidden_size. When smaller, a projection follows the lookup."""
+    max_position_embeddings: PositiveInt = 512
+    baseline: bool = False
+    """True gives BERT/RoBERTa: absolute positions at the input, no relative terms, no enhanced mask decoder."""
+    pos_att_type: tuple[Literal["c2p", "p2c"], ...] = ("p2c", "c2p")
+    share_att_key: bool = True
+    """True (V2/V3): the content projections also project the relative table. False (V1): projections of its own."""
+    position_buckets: Annotated[int, Field(ge=0)] = 256
+    """Log buckets on each side of distance 0 (V2/V3); 0 means linear distances (V1)."""
+    max_relative_positions: PositiveInt = 512
+    """Distances are clamped to +-(this - 1)."""
+    norm_rel_ebd: Literal["layer_norm", "none"] = "layer_norm"
+    conv_kernel_size: Annotated[int, Field(ge=0)] = 0
+    """Width of the convolution beside the first layer (3 in V2-XLarge/XXLarge); 0 means none."""
+    conv_act: Literal["gelu", "tanh"] = "gelu"
+    hidden_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    attention_probs_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-7
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.attention_head_size is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads};"
+                " change one of them or give attention_head_size"
+            )
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is even; an odd width keeps the length")
+        if self.position_buckets and self.position_buckets // 2 >= self.max_relative_positions - 1:
+            raise ValueError(
+                f"position_buckets {self.position_buckets} leaves no room for log buckets below"
+                f" max_relative_positions {self.max_relative_positions}; give at most"
+                f" {2 * (self.max_relative_positions - 2)}, or 0 for linear distances"
+            )
+        if len(set(self.pos_att_type)) != len(self.pos_att_type):
+            raise ValueError(f"pos_att_type {list(self.pos_att_type)} names a term twice")
+        relative_keys = {"pos_att_type", "share_att_key", "position_buckets", "max_relative_positions", "norm_rel_ebd"}
+        useless = sorted(relative_keys & self.model_fields_set) if self.baseline else []
+        if useless:
+            raise ValueError(f"baseline: true has no relative positions, so {', '.join(useless)} would have no effect")
+        if not self.baseline and not self.pos_att_type:
+            raise ValueError("pos_att_type is empty; give c2p and/or p2c, or baseline: true")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.attention_head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def word_embedding_size(self) -> int:
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def relative_attention(self) -> bool:
+        return not self.baseline
+
+    @property
+    def position_biased_input(self) -> bool:
+        return self.baseline
+
+    @property
+    def relative_span(self) -> int:
+        """Half the rows of the relative table: distances map to [0, 2 * span)."""
+        return self.position_buckets or self.max_relative_positions
+
+
+class MaskingConfig(Section):
+    """Whole-word n-gram masking (paper, appendix A.3)."""
+
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of a row's tokens, special ones excluded, that are predicted."""
+    max_span_words: PositiveInt = 3
+    """Spans hold n = 1..this words, with probability proportional to 1/n."""
+    mask_fraction: Fraction = 0.8
+    """Of the predicted tokens, the share shown as [MASK]."""
+    random_fraction: Fraction = 0.1
+    """Of the predicted tokens, the share shown as a random piece; the rest are shown unchanged."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MaskingConfig":
+        if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
+            raise ValueError(f"mask_fraction {self.mask_fraction} + random_fraction {self.random_fraction} exceeds 1")
+        return self
+
+
+class DataConfig(Section):
+    shards: Path
+    """Directory written by data_prep/tokenize_corpus.py, with `train/` and `validation/` inside."""
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    packing: Literal["best_fit", "concat", "doc"] = "best_fit"
+    """best_fit: several documents a row, attention inside each; concat: rows cut from the token stream, documents
+    joined by [SEP]; doc: one piece of one document a row."""
+    masking: MaskingConfig = MaskingConfig()
+
+
+class BatchConfig(Section):
+    sequences: PositiveInt
+    """Sequences per optimizer step, over all ranks and accumulation steps."""
+    micro_sequences: PositiveInt
+    """Sequences per rank and forward pass. Does not change the result, only memory and speed."""
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Forward passes per optimizer step on each rank. Raises ConfigError when the numbers do not divide."""
+        per_pass = self.micro_sequences * world_size
+        if self.sequences % per_pass:
+            fits = [n for n in range(1, self.sequences // world_size + 1) if self.sequences % (n * world_size) == 0]
+            advice = (
+                f"batch.micro_sequences that fit: {', '.join(map(str, fits))}"
+                if fits
+                else f"batch.sequences must be a multiple of the {world_size} ranks"
+            )
+            raise ConfigError(
+                f"batch.sequences {self.sequences} is not a multiple of batch.micro_sequences {self.micro_sequences}"
+                f" x {world_size} ranks = {per_pass}; {advice}"
+            )
+        return self.sequences // per_pass
+
+
+class OptimizerConfig(Section):
+    """AdamW with bias correction; no decay on biases and LayerNorm (paper, table 8)."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run: linear warm-up, then the named shape down to `final_fraction` of the peak."""
+
+    name: Literal["linear", "cosine", "wsd"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_steps: PositiveInt | None = None
+    """Only for wsd: the last steps, in which the rate falls linearly."""
+    final_fraction: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ScheduleConfig":
+        if self.name == "wsd" and self.decay_steps is None:
+            raise ValueError("schedule wsd needs decay_steps")
+        if self.name != "wsd" and self.decay_steps is not None:
+            raise ValueError(f"decay_steps would have no effect with schedule {self.name}; it belongs to wsd")
+        return self
+
+
+class EngineConfig(Section):
+    """How the step is spread and stored. Changes memory and speed; in fp32 not the result."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    activation_checkpointing: Literal["none", "non_reentrant"] = "none"
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_parameters: Literal["none", "cpu"] = "none"
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _modes_that_work(cls, value: Any) -> Any:
+        if value in ("reentrant", "deepspeed"):
+            raise ValueError(
+                f"{value!r} fails in DeepSpeed when a layer runs twice, and the enhanced mask decoder runs the"
+                " last layer twice; use 'non_reentrant' or 'none'"
+            )
+        return "none" if value is False else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EngineConfig":
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
+        return self
+
+
+class TrainConfig(Section):
+    steps: PositiveInt
+    """Optimizer steps of the whole run, resumed parts included."""
+    log_every_steps: PositiveInt = 10
+    evaluate_every_steps: PositiveInt = 1000
+    evaluate_sequences: PositiveInt = 1024
+    """Sequences of the held-out split used by each evaluation (fewer when the split is smaller)."""
+    save_every_steps: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 3
+    max_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Stop for requeue after this time, checkpoint included."""
+
+
+def _resume_value(value: str) -> str:
+    if value not in ("auto", "never") and not value.strip():
+        raise ValueError("resume is empty; use auto, never, or the path of a checkpoint")
+    return value
+
+
+class Config(Section):
+    run_dir: Path
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    resume: Annotated[str, AfterValidator(_resume_value)] = "auto"
+    """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or a path."""
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        length, positions = self.data.sequence_length, self.model.max_position_embeddings
+        if length > positions:
+            raise ValueError(
+                f"data.sequence_length {length} exceeds model.max_position_embeddings {positions}: the mask decoder has"
+                " no position for the last tokens; lower the first or raise the second"
+            )
+        down = self.schedule.warmup_steps + (self.schedule.decay_steps or 0)
+        if down > self.train.steps:
+            raise ValueError(f"schedule warm-up and decay take {down} steps, train.steps is {self.train.steps}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.sequences * self.data.sequence_length
+
+    def to_yaml(self) -> str:
+        """The resolved config; reading it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+
+def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides, validate.
+
+    Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys such as model: and data:, found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r}: expected key=value, for instance train.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {part!r} holds a value, not a section")
+    node[parts[-1]] = value
+
+
+def _section_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    section: Any = Config
+    for part in location:
+        if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
+            return None
+        section = section.model_fields[part].annotation
+        if get_origin(section) is Union:
+            section = next((arg for arg in get_args(section) if arg is not type(None)), None)
+    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
+
+
+def _describe(problem: ErrorDetails) -> str:
+    location = problem["loc"]
+    key = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        section = _section_at(tuple(location[:-1]))
+        nearest = difflib.get_close_matches(str(location[-1]), section.model_fields if section else [], n=1)
+        prefix = ".".join(map(str, location[:-1]))
+        hint = f"; did you mean '{prefix + '.' if prefix else ''}{nearest[0]}'?" if nearest else ""
+        return f"{key}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = problem.get("input")
+    given = f" (given: {shown!r})" if isinstance(shown, str | int | float | bool | list) else ""
+    return f"{key}: {message}{given}" if key else message
+
+
+def describe(config: Config, world_size: int) -> str:
+    """Derived numbers, for people: what one optimizer step reads and how it is split."""
+    accumulation = config.batch.accumulation_steps(world_size)
+    predicted = math.floor(config.tokens_per_step * config.data.masking.probability)
+    return (
+        f"{config.batch.sequences} sequences a step = {world_size} ranks x {config.batch.micro_sequences} sequences"
+        f" x {accumulation} accumulation steps; {config.tokens_per_step:,} token places a step, about {predicted:,}"
+        f" of them predicted; {config.train.steps:,} steps ="
+        f" {config.tokens_per_step * config.train.steps:,} token places"
+    )
