@@ -1,0 +1,39 @@
+# `make quickstart`: from raw text to a model that fills masks, on two CPU cores. `make test`: the whole test suite.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DATA := runs/quickstart-data
+RUN := runs/quickstart
+SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with a smile." "It is a [MASK] universally acknowledged."
+
+.PHONY: install quickstart test lint clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,peers]"
+	touch $@
+
+$(DATA)/tokenizer/spm.model: | install
+	$(BIN)/python data_prep/train_tokenizer.py --input data_prep/sample/austen.jsonl.gz --vocab-size 4000 --out $(DATA)/tokenizer
+
+$(DATA)/shards/train/manifest.json: $(DATA)/tokenizer/spm.model
+	$(BIN)/python data_prep/tokenize_corpus.py --input data_prep/sample/austen.jsonl.gz --tokenizer $(DATA)/tokenizer --out $(DATA)/shards --workers 2
+
+quickstart: install $(DATA)/shards/train/manifest.json
+	$(BIN)/python launch/plan.py configs/pretrain/quickstart.yaml --world-size 2
+	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/quickstart.yaml
+	rm -rf $(RUN)/huggingface
+	$(BIN)/python launch/convert.py $(RUN) $(RUN)/huggingface --to huggingface
+	$(BIN)/python launch/quickstart_report.py $(RUN) $(SENTENCES)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(DATA) $(RUN) build *.egg-info
