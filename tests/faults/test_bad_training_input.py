@@ -1,0 +1,47 @@
+"""What a person can get wrong when starting a run: one clear message, a non-zero exit, nothing half-written."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.launching import PRETRAIN, read_log, start
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, small_config: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(small_config)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["data.shards=nowhere"], "nowhere"),
+        (["model.vocab_size=50"], "model.vocab_size"),
+        (["batch.micro_sequences=5"], "batch.micro_sequences that fit: 1, 2, 4, 8"),
+        (["train.stepz=5"], "did you mean 'train.steps'?"),
+        (["resume=some/where"], "some/where"),
+    ],
+)
+def test_wrong_settings_end_all_ranks_with_one_message(
+    config_path: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    run_dir = tmp_path / "run"
+    codes, outputs = start(2, PRETRAIN, config_path, f"run_dir={run_dir}", *options).wait()
+    assert codes == [1, 1], outputs
+    assert expected in outputs[0]
+    assert outputs[0].count("error:") == 1 and "error:" not in outputs[1]
+    assert "Traceback" not in "".join(outputs)
+    assert not list(run_dir.glob("checkpoints/*"))
+
+
+def test_loss_that_is_not_finite_stops_all_ranks_before_the_update(config_path: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = [f"run_dir={run_dir}", "train.steps=30", "optimizer.learning_rate=1e30", "optimizer.max_grad_norm=1e30"]
+    codes, outputs = start(2, PRETRAIN, config_path, *options).wait()
+    assert codes == [1, 1], outputs[0][-3000:]
+    last = read_log(run_dir)[-1]["step"] if (run_dir / "log.jsonl").read_text() else 0
+    assert f"error: step {last + 1}: the loss is not finite" in outputs[0], outputs[0][-3000:]
+    assert "Traceback" not in "".join(outputs)
+    assert not list(run_dir.glob("checkpoints/*"))

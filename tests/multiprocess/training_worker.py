@@ -1,0 +1,78 @@
+"""Run by the tests in every rank: several short trainings in one process, results written by rank 0 as JSON.
+
+Usage: training_worker.py TASK RESULT CONFIG [key=value ...] -- [key=value ...] -- ...
+Each `--` group is one training; the overrides before the first `--` belong to all of them.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deberta_scale.config import Config, load
+from deberta_scale.train import distributed
+from deberta_scale.train.loop import Run, pretrain_step
+from deberta_scale.train.metrics import Totals
+
+
+def losses(config: Config, launch: distributed.Launch) -> list[float]:
+    """Train to the end; the loss of every step (the config logs each)."""
+    Run(config, launch).go()
+    lines = (config.run_dir / "log.jsonl").read_text().splitlines() if launch.is_main else []
+    return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+class RecordingEngine:
+    """The real engine, whose whole gradient is read before each update."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.gradient: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def step(self) -> None:
+        if self._engine.is_gradient_accumulation_boundary():
+            from deepspeed.utils import safe_get_full_grad
+
+            parts = [safe_get_full_grad(parameter).flatten() for parameter in self._engine.module.parameters()]
+            self.gradient = torch.cat(parts).tolist()
+        self._engine.step()
+
+
+def gradient(config: Config, launch: distributed.Launch) -> dict[str, Any]:
+    """The whole gradient of the first step, and how many tokens each rank predicts in it."""
+    run = Run(config, launch)
+    data = run.training_data.step(0, config.batch.sequences)
+    recording = RecordingEngine(run.engine)
+    pretrain_step(recording, data, 1e-3, Totals(run.engine.device))
+    counts = [batch.predict_ids.numel() for batch in data.micro_batches]
+    return {"gradient": recording.gradient, "predicted": distributed.gather_objects(counts)}
+
+
+def main() -> None:
+    task, result, config_path, *rest = sys.argv[1:]
+    groups: list[list[str]] = [[]]
+    for word in rest:
+        if word == "--":
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    launch = distributed.read_launch(os.environ)
+    results = []
+    for number, group in enumerate(groups[1:]):
+        run_dir = f"run_dir={Path(result).parent / f'{task}-{launch.world_size}-{number}'}"
+        results.append(globals()[task](load(config_path, [run_dir, *groups[0], *group]), launch))
+    if launch.is_main:
+        Path(result).write_text(json.dumps(results))
+    distributed.close()
+
+
+main()
