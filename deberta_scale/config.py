@@ -207,6 +207,11 @@ class EngineConfig(Section):
     def _consistent(self) -> "EngineConfig":
         if self.offload_parameters != "none" and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                f"zero_stage 0 trains in fp32 only, not {self.precision}: DeepSpeed's 16-bit wrapper without ZeRO does not"
+                " give the losses of the other stages; use zero_stage 1"
+            )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
         return self

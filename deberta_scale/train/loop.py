@@ -196,6 +196,7 @@ class Run:
         start = time.perf_counter()
         result = evaluate(self.engine, self.held_out, self.config.train.evaluate_sequences)
         values = {"loss": result.loss, "perplexity": result.perplexity, "masked_accuracy": result.accuracy}
+        values["unigram_entropy"] = self.held_out.unigram_entropy_nats
         self.log.scalars("evaluation", self.step, values | {"predicted_tokens": result.predicted_tokens})
         self.log.say(
             f"held out at step {self.step}: loss {result.loss:.4f}  perplexity {result.perplexity:,.1f}"

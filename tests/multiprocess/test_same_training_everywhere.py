@@ -69,7 +69,7 @@ def plain_torch_losses(config: Config) -> list[float]:
 def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: Path, tmp_path: Path) -> None:
     expected = plain_torch_losses(load(config_path, [f"train.steps={STEPS}"]))
     assert expected[-1] < expected[0] - 0.3, "the comparison needs a model that learns"
-    stages = [[f"train.steps={STEPS}", f"engine.zero_stage={stage}"] for stage in range(4)]
+    stages = [[f"train.steps={STEPS}", f"engine.zero_stage={stage}", "engine.precision=fp32"] for stage in range(4)]
     for world_size in (1, 2):
         for stage, losses in enumerate(run_worker(tmp_path, world_size, "losses", config_path, *stages)):
             assert losses == pytest.approx(expected, rel=1e-5), f"stage {stage}, {world_size} rank(s)"

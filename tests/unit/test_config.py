@@ -65,6 +65,7 @@ def test_checkpointing_modes_that_break_on_a_layer_used_twice_are_refused(minima
         ("data.sequence_length=600", "max_position_embeddings 512"),
         ("schedule.warmup_steps=101", "train.steps is 100"),
         ("engine={zero_stage: 2, offload_parameters: cpu}", "needs zero_stage 3"),
+        ("engine={zero_stage: 0, precision: bf16}", "use zero_stage 1"),
         ("model={vocab_size: 9, baseline: true, position_buckets: 8}", "position_buckets would have no effect"),
     ],
 )

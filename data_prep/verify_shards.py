@@ -1,0 +1,47 @@
+"""Check that shards are what was written: `verify_shards.py DIR`.
+
+Opens both splits, digests every shard again, and checks that the tokenizer beside them is theirs. Exits with 1 and
+names each file that changed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.command import report, run
+from deberta_scale.data.shards import ShardError, ShardSet
+from deberta_scale.data.tokenizer import Tokenizer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory written by tokenize_corpus.py")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
+        verified: dict[str, list[str]] = {}
+        problems: list[str] = []
+        for split in ("train", "validation"):
+            shards = ShardSet(arguments.directory / split)
+            if shards.tokenizer_sha256 != tokenizer.sha256:
+                problems.append(f"{split}: made with another tokenizer than {arguments.directory / 'tokenizer'}")
+            verified[split] = []
+            for number in range(shards.num_shards):
+                try:
+                    verified[split].append(shards.verify_shard(number))
+                except ShardError as error:
+                    problems.append(str(error))
+        lines = [f"{split}/{name}: ok" for split, names in verified.items() for name in names]
+        if not problems:
+            lines.append(f"next: train with data.shards={arguments.directory}")
+        report(arguments.json, {"verified": verified, "problems": problems}, lines)
+        if problems:
+            raise ShardError("\n".join(problems))
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
