@@ -1,6 +1,8 @@
 """The one thing that travels from data to model."""
 
-from dataclasses import dataclass, fields
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,7 +21,10 @@ class MaskedBatch:
     """[P] int64: flat index (row * L + place) of each predicted token, ascending."""
     predict_ids: torch.Tensor
     """[P] int64: the true token there."""
+    max_predictions_per_row: int
+    """The most predicted tokens in one row: known here, so that the mask decoder need not ask a device for it."""
 
     def to(self, device: torch.device | str) -> "MaskedBatch":
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return MaskedBatch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **moved)

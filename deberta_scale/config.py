@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 
@@ -209,8 +209,8 @@ class EngineConfig(Section):
             raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(
-                f"zero_stage 0 trains in fp32 only, not {self.precision}: DeepSpeed's 16-bit wrapper without ZeRO does not"
-                " give the losses of the other stages; use zero_stage 1"
+                f"zero_stage 0 trains in fp32 only, not {self.precision}: without ZeRO, DeepSpeed's 16-bit wrapper gives"
+                " other losses; use zero_stage 1"
             )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
@@ -230,16 +230,10 @@ class TrainConfig(Section):
     """Stop for requeue after this time, checkpoint included."""
 
 
-def _resume_value(value: str) -> str:
-    if value not in ("auto", "never") and not value.strip():
-        raise ValueError("resume is empty; use auto, never, or the path of a checkpoint")
-    return value
-
-
 class Config(Section):
     run_dir: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
-    resume: Annotated[str, AfterValidator(_resume_value)] = "auto"
+    resume: Annotated[str, Field(min_length=1)] = "auto"
     """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or a path."""
     model: ModelConfig
     data: DataConfig

@@ -1,16 +1,15 @@
 """What the quickstart shows at its end: did the model learn, does it load elsewhere, does it fill masks?
 
-    python launch/quickstart_report.py RUN_DIR SENTENCE...
+python launch/quickstart_report.py RUN_DIR SENTENCE...
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from deberta_scale.convert.fill_mask import FillMask
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
-
-from deberta_scale.convert.fill_mask import FillMask
 
 
 def main() -> None:

@@ -9,6 +9,10 @@ class NonFiniteError(ValueError):
     """The loss or the gradient is infinite or not a number."""
 
 
+class NothingToPredictError(ValueError):
+    """A step in which no rank has a token to predict has no loss."""
+
+
 class FiniteCheck:
     """Asks whether a loss is finite on every rank, without waiting for the work queued on a GPU after it."""
 

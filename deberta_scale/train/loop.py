@@ -16,7 +16,7 @@ from deberta_scale.model.sizes import parameter_count, training_flops_per_sequen
 from deberta_scale.train import checkpoint, distributed
 from deberta_scale.train import engine as engines
 from deberta_scale.train.distributed import Launch
-from deberta_scale.train.guards import FiniteCheck, NonFiniteError
+from deberta_scale.train.guards import FiniteCheck, NonFiniteError, NothingToPredictError
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.metrics import Interval, RunLog, Totals, duration, measure_matmul_flops, progress_line
 from deberta_scale.train.run_directory import prepare
@@ -31,10 +31,13 @@ def pretrain_step(engine: Any, data: StepData, learning_rate: float, totals: Tot
     """One optimizer step on this rank's micro-batches, together with all other ranks.
 
     The loss is the mean over the predicted tokens of all ranks and micro-batches: sums travel, the division happens
-    once. Raises NonFiniteError on all ranks, before the update, when the loss of one of them is not finite.
+    once. Raises, on all ranks and before the update, NonFiniteError when the loss of one of them is not finite and
+    NothingToPredictError when no rank has a token to predict.
     """
     (predicted_in_step,) = distributed.sum_over_ranks([data.predicted_tokens])
-    scale = engine.world_size / max(1.0, predicted_in_step)  # DeepSpeed averages gradients over ranks
+    if not predicted_in_step:
+        raise NothingToPredictError("no row of this step has a token that may be masked")
+    scale = engine.world_size / predicted_in_step  # DeepSpeed averages gradients over ranks
     engines.set_learning_rate(engine, learning_rate)
     step_loss = torch.zeros((), device=engine.device)
     for batch in data.micro_batches:
@@ -156,6 +159,11 @@ class Run:
         self.learning_rate = self.config.optimizer.learning_rate * factor
         try:
             pretrain_step(self.engine, data, self.learning_rate, self.totals)
+        except NothingToPredictError as error:
+            raise NothingToPredictError(
+                f"step {self.step + 1}: {error}; look at data.shards with data_prep/inspect_shards.py: its documents"
+                " hold nothing but unknown characters, or are too few"
+            ) from None
         except NonFiniteError as error:
             self.log.event("not finite", step=self.step + 1)
             raise NonFiniteError(

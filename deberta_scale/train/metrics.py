@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from deberta_scale.data.loader import DIGEST_MODULUS
 from deberta_scale.train.checkpoint import write_durably
 from deberta_scale.train.distributed import sum_over_ranks
 
-DIGEST_MODULUS = 2**62
 _HALF_DIGEST_BITS = 31
 
 

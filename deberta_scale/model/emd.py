@@ -1,0 +1,63 @@
+"""The enhanced mask decoder (paper, section 3.2 and appendix A.8) and the vocabulary head, at predicted places only.
+
+The decoder has no weights of its own: the last encoder layer runs twice, with the hidden states of the layer before
+as keys and values, and queries that start from hidden state + absolute position. Only predicted places ask.
+Shape letters: B batch, L length, P predicted tokens, Q most predicted tokens in a row, E hidden size, V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+from deberta_scale.batch import MaskedBatch
+from deberta_scale.config import ModelConfig
+from deberta_scale.model.attention import View
+from deberta_scale.model.encoder import Encoded, Layer
+
+NUM_PASSES = 2
+
+
+def decode_masks(
+    layer: Layer, encoded: Encoded, positions: torch.Tensor, batch: MaskedBatch, num_passes: int = NUM_PASSES
+) -> torch.Tensor:
+    """Hidden states [P, E] of the predicted places.
+
+    `encoded` is the output of the layer before `layer`, `positions` the absolute position embeddings [P, E] of the
+    predicted places. Equal, value and gradient, to asking at every place and selecting afterwards.
+    """
+    num_rows, length, size = encoded.hidden.shape
+    rows, places = batch.predict_positions // length, batch.predict_positions % length
+    num_queries = batch.max_predictions_per_row
+    counts = rows.new_zeros(num_rows).index_add_(0, rows, torch.ones_like(rows))
+    starts = counts.cumsum(0) - counts
+    # Predicted places are laid out as [B, Q]; slots that a row does not fill may see nothing and are never read.
+    slots = rows * num_queries + torch.arange(len(rows), device=rows.device) - starts[rows]
+
+    def lay_out(values: torch.Tensor) -> torch.Tensor:
+        blank = values.new_zeros(num_rows * num_queries, *values.shape[1:])
+        return blank.index_copy(0, slots, values).unflatten(0, (num_rows, num_queries))
+
+    keys = layer.keys(encoded.hidden, encoded.relative_table)
+    table_rows = encoded.view.relative_rows
+    view = View(
+        allowed=lay_out(encoded.view.allowed[rows, places]),
+        relative_rows=None if table_rows is None else lay_out(table_rows[places]),
+    )
+    queries = lay_out(encoded.hidden[rows, places] + positions)
+    for _ in range(num_passes):
+        queries = layer(queries, keys, view)
+    return queries.reshape(-1, size)[slots]
+
+
+class PredictionHead(nn.Module):
+    """dense → gelu → LayerNorm → product with the word embeddings + a bias for each piece of the vocabulary."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.word_embedding_size)
+        self.LayerNorm = nn.LayerNorm(config.word_embedding_size, config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        """[P, E] and the word table [V, word size] → logits [P, V], fp32."""
+        transformed = self.LayerNorm(nn.functional.gelu(self.dense(hidden)))
+        return nn.functional.linear(transformed, word_embeddings, self.bias).float()

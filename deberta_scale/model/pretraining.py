@@ -1,0 +1,53 @@
+"""Masked language modelling: encoder, mask decoder and vocabulary head → sums that are divided once, by the step.
+
+Shape letters: P predicted tokens, E hidden size, V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+from deberta_scale.batch import MaskedBatch
+from deberta_scale.config import ModelConfig
+from deberta_scale.model.emd import PredictionHead, decode_masks
+from deberta_scale.model.encoder import Deberta, Encoded
+
+
+class PretrainingModel(nn.Module):
+    """State dict keys are those of the official `MaskedLanguageModel`; the decoder is the word table, stored once."""
+
+    def __init__(self, config: ModelConfig, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.deberta = Deberta(config, checkpoint_activations)
+        self.lm_predictions = nn.ModuleDict({"lm_head": PredictionHead(config)})
+        self.apply(lambda module: _initialise(module, config.initializer_range))
+
+    def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(sum of the cross-entropies in nats, number of predicted tokens, number predicted right), each a scalar."""
+        logits = self.logits(batch)
+        loss_sum = nn.functional.cross_entropy(logits, batch.predict_ids, reduction="sum")
+        correct = (logits.detach().argmax(-1) == batch.predict_ids).sum()
+        return loss_sum, torch.full_like(correct, len(batch.predict_ids)), correct
+
+    def logits(self, batch: MaskedBatch) -> torch.Tensor:
+        """[P, V], fp32, at `batch.predict_positions`. The tokens there are not looked at in `batch.predict_ids`."""
+        hidden = self._hidden_at_predictions(batch)
+        return self.lm_predictions["lm_head"](hidden, self.deberta.embeddings.word_embeddings.weight)
+
+    def _hidden_at_predictions(self, batch: MaskedBatch) -> torch.Tensor:
+        rows = (batch.token_ids, batch.segment_ids, batch.position_ids)
+        if self.config.baseline:
+            return self.deberta(*rows).hidden.flatten(0, 1)[batch.predict_positions]
+        encoded: Encoded = self.deberta(*rows, num_layers=self.config.num_hidden_layers - 1)
+        places = batch.position_ids.flatten()[batch.predict_positions]
+        positions = self.deberta.embeddings.position_embeddings(places)
+        encoder = self.deberta.encoder
+        return encoder.run(decode_masks, encoder.layer[-1], encoded, positions, batch)
+
+
+def _initialise(module: nn.Module, standard_deviation: float) -> None:
+    """As the official code: normal weights and zero biases for linear layers and tables; others keep torch's."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=standard_deviation)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,69 @@
+"""Imports run one way, as docs/architecture.md draws them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "deberta_scale"
+
+ALLOWED = {
+    "config": set(),
+    "batch": set(),
+    "plan": {"config", "model.sizes"},
+    "data": {"config", "batch", "data"},
+    "model": {"config", "batch", "model"},
+    "train": {"config", "batch", "data", "model", "train"},
+    "convert": {"config", "batch", "data.tokenizer", "model", "train.checkpoint", "convert"},
+}
+"""What each room may import of the package: whole rooms, or single modules."""
+
+SINGLE_IMPORTERS = {"deepspeed": {"deberta_scale/train/engine.py"}, "mpi4py": {"deberta_scale/train/distributed.py"}}
+TORCH_FREE = {"config.py", "plan.py", "model/sizes.py"}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", package_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_the_rooms_before_it(path: Path) -> None:
+    room = path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        assert not path.read_text().strip()
+        return
+    for name in imports_of(path):
+        top, _, inside = name.partition(".")
+        assert top not in ("launch", "data_prep", "tests"), f"imports {name}"
+        if top == PACKAGE:
+            assert any(f"{inside}.".startswith(f"{allowed}.") for allowed in ALLOWED[room]), f"imports {name}"
+        if top in SINGLE_IMPORTERS:
+            assert str(path.relative_to(ROOT)) in SINGLE_IMPORTERS[top], f"imports {name}"
+        if str(path.relative_to(ROOT / PACKAGE)) in TORCH_FREE:
+            assert top not in ("torch", "deepspeed"), f"imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.name)
+def test_data_preparation_needs_neither_torch_nor_the_training_rooms(path: Path) -> None:
+    for name in imports_of(path):
+        assert not name.startswith(("torch", "deepspeed", "launch"))
+        if name.startswith(PACKAGE):
+            assert name.startswith((f"{PACKAGE}.config", f"{PACKAGE}.data.shards", f"{PACKAGE}.data.tokenizer"))
+
+
+def test_no_file_is_too_large_to_know() -> None:
+    tracked = [path for folder in (PACKAGE, "launch", "data_prep", "tests") for path in (ROOT / folder).rglob("*.py")]
+    too_large = {str(path.relative_to(ROOT)): n for path in tracked if (n := len(path.read_text().splitlines())) > 350}
+    assert not too_large

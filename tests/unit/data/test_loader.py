@@ -1,0 +1,147 @@
+"""The same samples and masks, however they are spread over ranks, micro-batches and restarts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deberta_scale.config import ConfigError, DataConfig
+from deberta_scale.data.loader import DIGEST_MODULUS, MaskedLoader
+from deberta_scale.data.shards import ShardError
+from deberta_scale.data.tokenizer import Tokenizer
+
+SEQUENCES = 24
+
+
+def open_split(
+    directory: Path, rank: int = 0, world_size: int = 1, micro: int = 4, packing: str = "best_fit", seed: int = 1
+) -> MaskedLoader:
+    config = DataConfig(shards=directory, sequence_length=64, packing=packing)
+    return MaskedLoader(
+        directory / "train",
+        config,
+        seed=seed,
+        micro_sequences=micro,
+        rank=rank,
+        world_size=world_size,
+        model_vocab_size=1000,
+    )
+
+
+def rows_of_step(loaders: list[MaskedLoader], first_sample: int) -> set[tuple[int, ...]]:
+    steps = [loader.step(first_sample, SEQUENCES) for loader in loaders]
+    return {tuple(row) for step in steps for batch in step.micro_batches for row in batch.token_ids.tolist()}
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 2), (2, 4), (3, 8), (8, 3), (4, 1)])
+def test_ranks_and_micro_batches_share_out_the_same_samples(prepared_shards: Path, world_size: int, micro: int) -> None:
+    one = open_split(prepared_shards, micro=SEQUENCES)
+    many = [open_split(prepared_shards, rank, world_size, micro) for rank in range(world_size)]
+    for first_sample in (0, 3 * SEQUENCES, 10**9):
+        assert rows_of_step(many, first_sample) == rows_of_step([one], first_sample)
+        steps = [loader.step(first_sample, SEQUENCES) for loader in many]
+        whole = one.step(first_sample, SEQUENCES)
+        assert sum(step.digest for step in steps) % DIGEST_MODULUS == whole.digest
+        assert sum(step.predicted_tokens for step in steps) == whole.predicted_tokens
+        assert sum(step.useful_tokens for step in steps) == whole.useful_tokens
+
+
+def test_prefetched_steps_are_the_steps_and_start_anywhere(prepared_shards: Path) -> None:
+    loader = open_split(prepared_shards)
+    stream = loader.steps(5 * SEQUENCES, SEQUENCES)
+    for number in range(5, 9):
+        assert next(stream).digest == loader.step(number * SEQUENCES, SEQUENCES).digest
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_samples_change_with_seed_and_epoch(prepared_shards: Path) -> None:
+    loader, other = open_split(prepared_shards), open_split(prepared_shards, seed=2)
+    epoch = len(loader)
+    digests = {loader.sample(number).digest() for number in range(2 * epoch)}
+    assert len(digests) > 1.99 * epoch, "only rows of a few tokens may be masked the same way twice"
+    assert loader.sample(0).digest() != other.sample(0).digest()
+
+
+def test_best_fit_rows_hold_whole_documents_between_cls_and_sep(prepared_shards: Path) -> None:
+    loader = open_split(prepared_shards)
+    most_segments = 0
+    for number in range(len(loader)):
+        sample = loader.sample(number)
+        tokens = sample.shown.copy()
+        tokens[sample.predicted_places] = sample.predicted_ids
+        for segment in range(1, sample.segments.max() + 1):
+            places = np.flatnonzero(sample.segments == segment)
+            assert tokens[places[0]] == Tokenizer.cls_id and tokens[places[-1]] == Tokenizer.sep_id
+            assert (np.diff(places) == 1).all()
+            assert sample.positions[places].tolist() == list(range(len(places)))
+        padding = sample.segments == 0
+        assert not tokens[padding].any() and not sample.positions[padding].any()
+        most_segments = max(most_segments, int(sample.segments.max()))
+    assert most_segments > 1
+
+
+def test_concat_rows_are_one_segment_without_padding(prepared_shards: Path) -> None:
+    loader = open_split(prepared_shards, packing="concat")
+    samples = [loader.sample(number) for number in range(len(loader))]
+    assert sum((sample.segments == 0).any() for sample in samples) <= 2
+    assert all(sample.segments.max() == 1 and sample.shown[0] == Tokenizer.cls_id for sample in samples)
+
+
+def test_batches_name_predicted_places_in_the_flat_batch(prepared_shards: Path) -> None:
+    loader = open_split(prepared_shards)
+    (batch, *_) = loader.step(0, SEQUENCES).micro_batches
+    samples = [loader.sample(number) for number in range(4)]
+    expected = [row * 64 + place for row, sample in enumerate(samples) for place in sample.predicted_places]
+    assert batch.predict_positions.tolist() == expected
+    assert batch.predict_ids.tolist() == [i for sample in samples for i in sample.predicted_ids]
+    assert batch.max_predictions_per_row == max(len(sample.predicted_places) for sample in samples)
+    assert batch.token_ids.dtype == batch.predict_ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_reads_the_first_rows_once_in_equally_many_batches(prepared_shards: Path, world_size: int) -> None:
+    loaders = [open_split(prepared_shards, rank, world_size) for rank in range(world_size)]
+    for sequences in (10, 10**6):
+        batches = [list(loader.evaluation(sequences)) for loader in loaders]
+        assert len({len(of_rank) for of_rank in batches}) == 1
+        rows = [row for of_rank in batches for batch in of_rank for row in batch.token_ids.tolist() if any(row)]
+        assert len(rows) == min(sequences, len(loaders[0]))
+        assert len({tuple(row) for row in rows}) == len(rows)
+
+
+def test_evaluation_does_not_depend_on_the_seed_of_the_run(prepared_shards: Path) -> None:
+    first, second = (next(open_split(prepared_shards, seed=seed).evaluation(4)) for seed in (1, 2))
+    assert torch.equal(first.token_ids, second.token_ids)
+
+
+def test_another_tokenizer_than_the_shards_were_made_with_is_refused(prepared_shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(prepared_shards, copy)
+    manifest_path = copy / "train" / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest_path.write_text(json.dumps(manifest | {"tokenizer_sha256": "0" * 64}))
+    with pytest.raises(ShardError, match="another tokenizer"):
+        open_split(copy)
+
+
+def test_a_flipped_bit_is_found_at_the_start_by_file_name(prepared_shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(prepared_shards, copy)
+    victim = copy / "train" / "00000.bin"
+    content = bytearray(victim.read_bytes())
+    content[100] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(ShardError, match=r"00000\.bin"):
+        open_split(copy)
+
+
+def test_a_vocabulary_too_small_for_the_tokens_is_refused_with_the_number_that_works(prepared_shards: Path) -> None:
+    config = DataConfig(shards=prepared_shards, sequence_length=64)
+    needed = Tokenizer.load(prepared_shards / "tokenizer").vocabulary_size
+    with pytest.raises(ConfigError, match=rf"model\.vocab_size 50 .* give {needed} or more"):
+        MaskedLoader(
+            prepared_shards / "train", config, seed=1, micro_sequences=1, rank=0, world_size=1, model_vocab_size=50
+        )
