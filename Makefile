@@ -15,7 +15,7 @@ install: .venv/installed
 	touch $@
 
 $(DATA)/tokenizer/spm.model: | install
-	$(BIN)/python data_prep/train_tokenizer.py --input data_prep/sample/austen.jsonl.gz --vocab-size 4000 --out $(DATA)/tokenizer
+	$(BIN)/python data_prep/train_tokenizer.py --input data_prep/sample/austen.jsonl.gz --vocab-size 4000 --character-coverage 1.0 --out $(DATA)/tokenizer
 
 $(DATA)/shards/train/manifest.json: $(DATA)/tokenizer/spm.model
 	$(BIN)/python data_prep/tokenize_corpus.py --input data_prep/sample/austen.jsonl.gz --tokenizer $(DATA)/tokenizer --out $(DATA)/shards --workers 2

@@ -1,13 +1,9 @@
-"""What the command line tools share: one way to fail, and one way to publish a directory whole or not at all."""
+"""What the command line tools share: one way to fail, one to report, and the types of their arguments."""
 
 import argparse
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 
@@ -43,35 +39,3 @@ def open_fraction(text: str) -> float:
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
-
-
-@contextmanager
-def published_directory(out: Path) -> Iterator[Path]:
-    """Give `OUT.partial` to write into; when the block ends well it is synced and renamed to `out`, else removed.
-
-    Raises ValueError when `out` exists and is not an empty directory. A `.partial` that a killed run left is removed.
-    """
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty; give another --out, or remove it first")
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        partial.rename(out)
-        _sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ import zstandard
 Document = list[str]
 _BLOCK_BYTES = 1 << 20
 _ENDINGS = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 class InputError(ValueError):
@@ -33,7 +33,9 @@ class InputFile:
 
     @property
     def kind(self) -> str:
-        return Path(self.path.stem).suffix if self.is_compressed else self.path.suffix
+        """`.txt` or `.jsonl`. By the end of the name: to Path, a file called `.jsonl` has no suffix."""
+        name = self.path.name.removesuffix(self.path.suffix) if self.is_compressed else self.path.name
+        return ".jsonl" if name.endswith(".jsonl") else ".txt"
 
     @property
     def is_compressed(self) -> bool:
@@ -87,8 +89,8 @@ def reading_of(arguments: argparse.Namespace) -> Reading:
 def find_inputs(paths: list[Path]) -> list[InputFile]:
     """The files that `paths` name, in order; those of a directory sorted by name.
 
-    Raises InputError for a path that does not exist, a file of an unknown kind, a file named twice, or a directory
-    without any text file.
+    Raises InputError for a path that does not exist, a file of an unknown kind, a file named twice, a compressed file
+    without a byte in it, or a directory without any text file.
     """
     files: list[InputFile] = []
     for path in paths:
@@ -108,7 +110,14 @@ def find_inputs(paths: list[Path]) -> list[InputFile]:
         if file.path.resolve() in seen:
             raise InputError(f"{file.path}: given twice; its documents would count double")
         seen.add(file.path.resolve())
+        if file.is_compressed and not file.path.stat().st_size:
+            raise InputError(f"{file.path}: empty, not even a compressed text; copy or download the file again")
     return files
+
+
+def in_short(files: list[InputFile]) -> str:
+    """The files, for a message: the first, and how many more there are."""
+    return str(files[0].path) + (f" and {len(files) - 1:,} more" if len(files) > 1 else "")
 
 
 def plan_units(files: list[InputFile], reading: Reading, unit_bytes: int) -> list[list[Part]]:
@@ -158,7 +167,10 @@ def _text_documents(part: Part) -> Iterator[Document]:
     previous_is_blank = part.start == 0
     paragraphs: Document = []
     for offset, line in _lines(part):
-        paragraph = _paragraph(part.file, offset, line) if offset >= part.start else line.decode(errors="replace")
+        if offset >= part.start:
+            paragraph = _paragraph(part.file, offset, line)
+        else:  # of another part, which reports what is wrong with it
+            paragraph = _without_mark(offset, line.decode(errors="replace"))
         is_blank = not paragraph.strip()
         if is_blank and paragraphs:
             yield paragraphs
@@ -174,18 +186,22 @@ def _text_documents(part: Part) -> Iterator[Document]:
 
 
 def _text_of_record(file: InputFile, offset: int, line: bytes, text_field: str) -> str:
+    content = _decode(file, offset, line)
     try:
-        record: Any = json.loads(_decode(file, offset, line))
+        record: Any = json.loads(content)
     except json.JSONDecodeError as error:
         raise _error_at(file, offset, f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise _error_at(file, offset, f"not usable JSON: {error}") from None
     except RecursionError:
         raise _error_at(file, offset, "not usable JSON: nested too deeply") from None
     if not isinstance(record, dict):
         raise _error_at(file, offset, f"expected a JSON object with the key {text_field!r}")
     if text_field not in record:
         nearest = difflib.get_close_matches(text_field, record, n=1)
-        keys = f"did you mean --text-field {nearest[0]}?" if nearest else f"it has {', '.join(map(repr, record))}"
-        raise _error_at(file, offset, f"the record has no key {text_field!r}; {keys}")
+        keys = ", ".join(map(repr, record)) or "none"
+        advice = f"did you mean --text-field {nearest[0]}?" if nearest else f"it has {keys}"
+        raise _error_at(file, offset, f"the record has no key {text_field!r}; {advice}")
     text = record[text_field]
     if not isinstance(text, str):
         raise _error_at(file, offset, f"{text_field!r} is not a string but {type(text).__name__}")
@@ -201,13 +217,15 @@ def _paragraph(file: InputFile, offset: int, line: bytes) -> str:
 
 
 def _decode(file: InputFile, offset: int, line: bytes) -> str:
-    if offset == 0:
-        line = line.removeprefix(_BYTE_ORDER_MARK)
     try:
-        return line.decode()
+        return _without_mark(offset, line.decode())
     except UnicodeDecodeError as error:
         message = f"not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} of the text"
         raise _error_at(file, offset, f"{message}; convert the file, for instance with iconv") from None
+
+
+def _without_mark(offset: int, line: str) -> str:
+    return line if offset else line.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _error_at(file: InputFile, offset: int, message: str) -> InputError:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.command import open_fraction, positive_int, published_directory, report, run
+from data_prep.command import open_fraction, positive_int, report, run
 from data_prep.inputs import (
     Document,
     InputError,
@@ -31,11 +31,13 @@ from data_prep.inputs import (
     add_input_arguments,
     documents,
     find_inputs,
+    in_short,
     plan_units,
     reading_of,
 )
 from deberta_scale.data.shards import ShardWriter, write_manifest
-from deberta_scale.data.tokenizer import Tokenizer
+from deberta_scale.data.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from deberta_scale.durable import published_directory
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 DEFAULT_SHARD_TOKENS = 2**24
@@ -98,8 +100,12 @@ def tokenize(
             for number, parts in enumerate(plan_units(files, reading, shard_tokens * _BYTES_PER_TOKEN))
         ]
         results = list(_all_units(units, tokenizer_dir, workers))
+        if not any(result.shards[split] for result in results for split in SPLITS):
+            raise InputError(f"{in_short(files)}: no text in it, nothing to tokenize")
         manifests = {split: _finish_split(split, partial, tokenizer, results, validation_fraction) for split in SPLITS}
-        shutil.copytree(tokenizer_dir, partial / "tokenizer")
+        (partial / "tokenizer").mkdir()
+        for name in (MODEL_FILE, METADATA_FILE):  # not the whole directory, which may hold anything, even `out`
+            shutil.copyfile(tokenizer_dir / name, partial / "tokenizer" / name)
     return manifests | {"empty_documents": sum(result.empty_documents for result in results)}
 
 
@@ -179,8 +185,6 @@ def _finish_split(
 ) -> dict[str, Any]:
     """Number the shards through and write the manifest."""
     shards = [shard for result in results for shard in result.shards[split]]
-    if not any(result.shards[other] for result in results for other in SPLITS):
-        raise InputError("no document in the input holds any text")
     if not shards:
         change = "a larger" if split == VALIDATION else "a smaller"
         raise InputError(
@@ -225,6 +229,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args()
 
+    out = arguments.out
+
     def work() -> None:
         files = find_inputs(arguments.input)
         if not arguments.json:
@@ -233,7 +239,7 @@ def main() -> int:
             files,
             reading_of(arguments),
             arguments.tokenizer,
-            arguments.out,
+            out,
             workers=arguments.workers,
             validation_fraction=arguments.validation_fraction,
             shard_tokens=arguments.shard_tokens,
@@ -241,10 +247,10 @@ def main() -> int:
         lines = [_summary(split, result[split]) for split in SPLITS]
         if result["empty_documents"]:
             lines.append(f"left out: {result['empty_documents']:,} documents without text")
-        lines.append(f"wrote {arguments.out}")
-        lines.append(f"next: python data_prep/inspect_shards.py {arguments.out}, or train with data.shards={arguments.out}")
+        lines.append(f"wrote {out}")
+        lines.append(f"next: python data_prep/inspect_shards.py {out}, or train with data.shards={out}")
         facts = {split: {k: v for k, v in result[split].items() if k != "shards"} for split in SPLITS}
-        report(arguments.json, {"out": str(arguments.out), "empty_documents": result["empty_documents"], **facts}, lines)
+        report(arguments.json, {"out": str(out), "empty_documents": result["empty_documents"], **facts}, lines)
 
     return run(work)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import sentencepiece
 
-from data_prep.command import positive_int, published_directory, report, run
+from data_prep.command import positive_int, report, run
 from data_prep.inputs import (
     InputError,
     InputFile,
@@ -26,6 +26,7 @@ from data_prep.inputs import (
     add_input_arguments,
     documents,
     find_inputs,
+    in_short,
     plan_units,
     reading_of,
 )
@@ -40,9 +41,10 @@ from deberta_scale.data.tokenizer import (
     UNK_ID,
     Tokenizer,
 )
+from deberta_scale.durable import published_directory
 
 DEFAULT_MAX_INPUT_BYTES = 200_000_000
-DEFAULT_CHARACTER_COVERAGE = 0.9995
+DEFAULT_CHARACTER_COVERAGE = 0.9999
 _NUM_THREADS = 8
 """Fixed, since the order of sums, and so the pieces, may depend on it."""
 _NO_LIMIT = 2**30
@@ -71,7 +73,7 @@ def train(
     with published_directory(out) as partial:
         paragraphs = sample(_paragraphs(files, reading), max_input_bytes)
         if not paragraphs:
-            raise InputError(f"{', '.join(str(f.path) for f in files)}: no text in it, nothing to train on")
+            raise InputError(f"{in_short(files)}: no text in it, nothing to train on")
         model = _train_model(paragraphs, vocab_size, character_coverage, verbose)
         sha256 = hashlib.sha256(model).hexdigest()
         metadata = {
@@ -143,8 +145,8 @@ def _train_model(paragraphs: list[str], vocab_size: int, character_coverage: flo
 def _explained(message: str, vocab_size: int) -> VocabularySizeError:
     if found := re.search(r"smaller than required_chars\D*\d+ vs (\d+)", message):
         return VocabularySizeError(
-            f"--vocab-size {vocab_size} is too small: 256 bytes, {len(SPECIAL_PIECES)} special pieces and the characters"
-            f" of this text need {found[1]}; give more than that, or lower --character-coverage"
+            f"--vocab-size {vocab_size} is too small: 256 bytes, {len(SPECIAL_PIECES)} special pieces and the"
+            f" characters of this text need {found[1]}; give at least that, or lower --character-coverage"
         )
     if found := re.search(r"Vocabulary size too high.*<= (\d+)", message):
         return VocabularySizeError(
@@ -155,8 +157,8 @@ def _explained(message: str, vocab_size: int) -> VocabularySizeError:
 
 def _coverage(text: str) -> float:
     value = float(text)
-    if not 0.9 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.9 and 1")
+    if not 0.98 <= value <= 1.0:  # what sentencepiece takes
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.98 and 1")
     return value
 
 

@@ -20,11 +20,13 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
+        if not arguments.json:
+            print(f"digesting every file of {arguments.directory} again", flush=True)
+        opened = {split: ShardSet(arguments.directory / split) for split in ("train", "validation")}
         tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
         verified: dict[str, list[str]] = {}
         problems: list[str] = []
-        for split in ("train", "validation"):
-            shards = ShardSet(arguments.directory / split)
+        for split, shards in opened.items():
             if shards.tokenizer_sha256 != tokenizer.sha256:
                 problems.append(f"{split}: made with another tokenizer than {arguments.directory / 'tokenizer'}")
             verified[split] = []
@@ -35,7 +37,7 @@ def main() -> int:
                     problems.append(str(error))
         lines = [f"{split}/{name}: ok" for split, names in verified.items() for name in names]
         if not problems:
-            lines.append(f"next: train with data.shards={arguments.directory}")
+            lines.append(f"next: python launch/plan.py configs/pretrain/tiny.yaml data.shards={arguments.directory}")
         report(arguments.json, {"verified": verified, "problems": problems}, lines)
         if problems:
             raise ShardError("\n".join(problems))

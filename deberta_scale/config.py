@@ -209,8 +209,8 @@ class EngineConfig(Section):
             raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(
-                f"zero_stage 0 trains in fp32 only, not {self.precision}: without ZeRO, DeepSpeed's 16-bit wrapper gives"
-                " other losses; use zero_stage 1"
+                f"zero_stage 0 trains in fp32 only, not {self.precision}: without ZeRO, DeepSpeed's 16-bit wrapper"
+                " gives other losses; use zero_stage 1"
             )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")

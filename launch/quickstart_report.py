@@ -7,9 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-from deberta_scale.convert.fill_mask import FillMask
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
+
+from deberta_scale.convert.fill_mask import FillMask
 
 
 def main() -> None:

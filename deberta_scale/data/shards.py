@@ -1,8 +1,8 @@
 """The bytes of a data set: shards in the Megatron memory-mapped layout, and the manifest that describes a split.
 
 `NNNNN.bin` holds the tokens, int32, back to back, no special ones. `NNNNN.idx` (little endian, no padding): magic
-`MMIDIDX\\0\\0`, u64 version 1, u8 type code 4 (int32), u64 sequences S, u64 documents + 1, then i32[S] lengths in tokens,
-i64[S] byte offsets in the .bin, i64[documents + 1] first sequence of each document. A sequence is a paragraph.
+`MMIDIDX\\0\\0`, u64 version 1, u8 type code 4 (int32), u64 sequences S, u64 documents + 1, then i32[S] lengths in
+tokens, i64[S] byte offsets in the .bin, i64[documents + 1] first sequence of each document. A sequence is a paragraph.
 `manifest.json` names tokenizer, counts and digests; it is written last.
 """
 
@@ -23,6 +23,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC, _INDEX_VERSION, _INT32_CODE = b"MMIDIDX\x00\x00", 1, 4
 _DTYPE = np.dtype("<i4")
 _TOKENIZER_KEYS = ("vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id", "sentencepiece_version")
+_MANIFEST_KEYS = ("tokenizer_sha256", *_TOKENIZER_KEYS, "unknown_tokens", "unigram_entropy_nats")
 
 
 class ShardError(ValueError):
@@ -203,9 +204,15 @@ def _read_manifest(split_dir: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
     try:
         agrees = manifest["fingerprint"] == _fingerprint(manifest["shards"])
-        agrees &= all(manifest[k] == sum(s[k] for s in manifest["shards"]) for k in ("tokens", "documents", "sequences"))
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged, {error} is missing or of the wrong kind") from None
+        agrees &= all(
+            manifest[k] == sum(s[k] for s in manifest["shards"]) for k in ("tokens", "documents", "sequences")
+        )
+        agrees &= len({s["name"] for s in manifest["shards"]}) == len(manifest["shards"])
+        missing = [key for key in _MANIFEST_KEYS if key not in manifest]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path}: damaged ({error!r}); copy it again") from None
+    if missing:
+        raise ShardError(f"{path}: damaged, it has no {', '.join(missing)}; copy it again")
     if not agrees or not manifest["shards"]:
         raise ShardError(f"{path}: its fingerprint and totals are not those of its shards; the file was changed")
     return manifest
@@ -229,7 +236,9 @@ def _check_size(path: Path, size_bytes: int) -> None:
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror}), but {MANIFEST_FILE} names it") from None
     if found != size_bytes:
-        raise ShardError(f"{path}: {found} bytes, {MANIFEST_FILE} says {size_bytes}; the file is damaged, copy it again")
+        raise ShardError(
+            f"{path}: {found} bytes, {MANIFEST_FILE} says {size_bytes}; the file is damaged, copy it again"
+        )
 
 
 def _map(path: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ R rows of the relative table.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ from torch import nn
 from deberta_scale.config import ModelConfig
 
 
-@dataclass(frozen=True)
-class View:
-    """What each query may look at, and from how far."""
+class View(NamedTuple):
+    """What each query may look at, and from how far. A named tuple, as all that passes between modules here: ZeRO-3
+    follows the tensors in tuples."""
 
     allowed: torch.Tensor
     """[B, Q, L] bool: the key is a token of the query's own document. A query without any gets zeros."""
@@ -24,8 +24,7 @@ class View:
     baseline."""
 
 
-@dataclass(frozen=True)
-class Keys:
+class Keys(NamedTuple):
     """What queries meet. Computed once, also where two passes of queries meet the same."""
 
     key: torch.Tensor

@@ -12,13 +12,10 @@ from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
 from deberta_scale.model.attention import View
 from deberta_scale.model.encoder import Encoded, Layer
+from deberta_scale.model.sizes import DECODER_PASSES
 
-NUM_PASSES = 2
 
-
-def decode_masks(
-    layer: Layer, encoded: Encoded, positions: torch.Tensor, batch: MaskedBatch, num_passes: int = NUM_PASSES
-) -> torch.Tensor:
+def decode_masks(layer: Layer, encoded: Encoded, positions: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
     """Hidden states [P, E] of the predicted places.
 
     `encoded` is the output of the layer before `layer`, `positions` the absolute position embeddings [P, E] of the
@@ -43,7 +40,7 @@ def decode_masks(
         relative_rows=None if table_rows is None else lay_out(table_rows[places]),
     )
     queries = lay_out(encoded.hidden[rows, places] + positions)
-    for _ in range(num_passes):
+    for _ in range(DECODER_PASSES):
         queries = layer(queries, keys, view)
     return queries.reshape(-1, size)[slots]
 

@@ -5,8 +5,7 @@ Shape letters: B batch, L length, E hidden size, R rows of the relative table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,8 +16,7 @@ from deberta_scale.model.attention import DisentangledSelfAttention, Keys, View
 from deberta_scale.model.relative import square_rows
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """Hidden states, and what a further layer would need to go on from them."""
 
     hidden: torch.Tensor

@@ -14,7 +14,7 @@ from deberta_scale.config import ModelConfig
 def log_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
     """Map distances (int64) to signed log buckets, as the official `make_log_bucket_position`.
 
-    Up to `num_buckets // 2` a distance is its own bucket; beyond, buckets grow logarithmically up to `max_distance` - 1.
+    Up to `num_buckets // 2` a distance is its own bucket; beyond, buckets grow logarithmically to `max_distance` - 1.
     Distances are clamped there, so that a longer one falls into the last trained bucket (transformers does not clamp).
     """
     middle = num_buckets // 2
@@ -40,5 +40,6 @@ def relative_rows(distances: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 @lru_cache(maxsize=32)
 def square_rows(length: int, config: ModelConfig, device: torch.device) -> torch.Tensor:
     """[length, length] int64: the row of the table for each pair (query place, key place) of a row of tokens."""
-    places = torch.arange(length, device=device)
-    return relative_rows(places[:, None] - places[None, :], config)
+    with torch.inference_mode(False):  # what the cache keeps must serve training too
+        places = torch.arange(length, device=device)
+        return relative_rows(places[:, None] - places[None, :], config)

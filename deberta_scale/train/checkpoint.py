@@ -7,7 +7,6 @@ DeepSpeed's own `latest` file is neither atomic nor after a barrier, and is not 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from deberta_scale.durable import sync, write_durably
 from deberta_scale.train import distributed
 from deberta_scale.train.state import TrainState
 
@@ -94,7 +94,7 @@ def describe_files(partial: Path, rank: int, world_size: int) -> dict[str, dict[
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     described = {}
     for path in files[rank::world_size]:
-        _sync(path)
+        sync(path)
         described[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
     return described
 
@@ -103,11 +103,11 @@ def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Turn a directory written aside into a checkpoint: manifest, rename, marker. On one rank, after a barrier."""
     write_durably(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1))
     for directory in [path for path in partial.rglob("*") if path.is_dir()] + [partial]:
-        _sync(directory)
+        sync(directory)
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     write_durably(final / "COMPLETE", digest_of(final / "manifest.json") + "\n")
 
 
@@ -131,23 +131,6 @@ def sweep_unfinished(run_dir: Path) -> list[Path]:
     for path in left:
         remove(path)
     return left
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it has its old or its new content after a crash, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(engine: Any, run_dir: Path, state: TrainState, manifest: dict[str, Any], keep: int) -> Path:

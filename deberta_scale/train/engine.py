@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from deberta_scale.config import Config
-from deberta_scale.train.checkpoint import write_durably
+from deberta_scale.durable import write_durably
 from deberta_scale.train.distributed import Launch, announce_single_process, open_control_group
 from deberta_scale.train.optim import parameter_groups
 

@@ -176,13 +176,11 @@ class Run:
     def _log_interval(self, num_steps: int, start: float) -> None:
         interval = self.totals.read()
         seconds = time.perf_counter() - start
-        flops = (
-            num_steps
-            * self.config.batch.sequences
-            * training_flops_per_sequence(
-                self.config.model, self.config.data.sequence_length, self.config.data.masking.probability
-            )
+        data, batch = self.config.data, self.config.batch
+        flops_per_sequence = training_flops_per_sequence(
+            self.config.model, data.sequence_length, data.masking.probability, batch.micro_sequences
         )
+        flops = num_steps * batch.sequences * flops_per_sequence
         values = {
             "loss": interval.loss,
             "accuracy": interval.accuracy,

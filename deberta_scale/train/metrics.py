@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from deberta_scale.data.loader import DIGEST_MODULUS
-from deberta_scale.train.checkpoint import write_durably
+from deberta_scale.durable import write_durably
 from deberta_scale.train.distributed import sum_over_ranks
 
 _HALF_DIGEST_BITS = 31

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from deberta_scale.config import Config, ConfigError
-from deberta_scale.train.checkpoint import complete_checkpoints, sweep_unfinished, write_durably
+from deberta_scale.durable import write_durably
+from deberta_scale.train.checkpoint import complete_checkpoints, sweep_unfinished
 from deberta_scale.train.distributed import Launch
 
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")

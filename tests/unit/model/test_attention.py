@@ -9,7 +9,7 @@ from deberta_scale.model.attention import Keys, View, disentangled_attention
 
 
 def attention_pair_by_pair(query: torch.Tensor, keys: Keys, view: View) -> torch.Tensor:
-    """For one i at a time: softmax over j of (q_i·k_j + q_i·kr[δ(i,j)] + k_j·qr[δ(i,j)]) / sqrt(D * terms), times v_j."""
+    """One i at a time: softmax over j of (q_i·k_j + q_i·kr[δ(i,j)] + k_j·qr[δ(i,j)]) / sqrt(D * terms), times v_j."""
     num_rows, num_queries, num_heads, head_size = query.shape
     terms = 1 + (keys.relative_key is not None) + (keys.relative_query is not None)
     output = torch.zeros_like(query)

@@ -1,0 +1,54 @@
+"""Files that are whole after a crash, or not there: written aside, forced to disk, renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the list of names in a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file so that it has its old or its new content after a crash, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def refuse_used(directory: Path) -> None:
+    """Raise ValueError when `directory` exists and is anything but an empty directory."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not empty; give another directory to write, or remove it first")
+
+
+@contextmanager
+def published_directory(directory: Path) -> Iterator[Path]:
+    """Give `DIRECTORY.partial` to write into; when the block ends well it is synced and renamed, else removed.
+
+    Raises ValueError as `refuse_used`. A `.partial` that a killed run left is removed.
+    """
+    refuse_used(directory)
+    directory = directory.resolve()
+    partial = directory.with_name(directory.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        partial.rename(directory)
+        sync(directory.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

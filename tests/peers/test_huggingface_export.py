@@ -1,0 +1,232 @@
+"""What is exported means the same to stock transformers as to us."""
+
+import json
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deberta_scale.config import ModelConfig, load
+from deberta_scale.convert import huggingface
+from deberta_scale.convert.consolidate import Weights
+from deberta_scale.convert.fill_mask import FillMask
+from deberta_scale.convert.huggingface import ConversionError, export, read_model_config
+from deberta_scale.data.tokenizer import Tokenizer
+from deberta_scale.model.pretraining import PretrainingModel
+from deberta_scale.train import checkpoint
+from tests.launching import ROOT
+from tests.rows import small_model_config
+
+transformers = pytest.importorskip("transformers", reason="the peer to compare with; pip install '.[peers]'")
+
+MODELS: dict[str, dict[str, Any]] = {
+    "V3": {},
+    "V2-XLarge, narrow words": {"conv_kernel_size": 3, "embedding_size": 24},
+    "V1": {
+        "share_att_key": False,
+        "position_buckets": 0,
+        "max_relative_positions": 20,
+        "norm_rel_ebd": "none",
+        "pos_att_type": ("c2p", "p2c"),
+    },
+    "c2p only": {"pos_att_type": ("c2p",)},
+    "p2c only": {"pos_att_type": ("p2c",), "share_att_key": False, "conv_kernel_size": 5, "conv_act": "tanh"},
+}
+BASELINE: dict[str, Any] = {
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "baseline": True,
+}
+CONFIGS = {name: small_model_config(vocab_size=640, **changes) for name, changes in MODELS.items()}
+CONFIGS["baseline"] = ModelConfig(**BASELINE)
+CONFIGS["baseline, narrow words"] = ModelConfig(**BASELINE, embedding_size=24)
+
+TEXTS = [
+    "She was very [MASK] to see him.",
+    "[MASK], said he;[MASK] is un[MASK]able!  [MASK]",
+    "  Two  spaces,\ttabs\nand\u00a0other\u3000space ",
+    "",
+    "naïve café, Ångström, Škoda, crème brûlée, tiếng Việt",
+    unicodedata.normalize("NFD", "naïve café, Ångström, Škoda, crème brûlée, tiếng Việt, 한국어, ガギグ"),
+    "emoji 😀 and a family 👩‍👩‍👧, a flag 🇫🇷, a skin 👍🏽",
+    "日本語の文章。「５０％」 中文、한국어 ｶﾞｷﾞ ～ ﬁne ½ ① … “quoted” — dash",
+    "हिन्दी क्षि, العربية, می\u200cخواهم, ไทย",
+    "bytes <0x41> and <0x0A>, controls \x01\x7f\ufeff\u200b, ▁literal▁",
+]
+
+
+def weights_of(model: PretrainingModel) -> Weights:
+    tensors = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Weights(Path("random"), 7, shapes, lambda name: tensors[name].clone())
+
+
+def random_model(config: ModelConfig) -> PretrainingModel:
+    torch.manual_seed(1)
+    model = PretrainingModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and LayerNorms too
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, prepared_shards: Path) -> dict[str, Path]:
+    parent = tmp_path_factory.mktemp("exported")
+    for name, config in CONFIGS.items():
+        export(weights_of(random_model(config)), config, prepared_shards / "tokenizer", parent / name)
+    return {name: parent / name for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stock_encoder_gives_our_hidden_states(exported: dict[str, Path], name: str) -> None:
+    ours = random_model(CONFIGS[name])
+    stock, loading = transformers.AutoModel.from_pretrained(exported[name], output_loading_info=True)
+    assert type(stock).__name__ == "DebertaV2Model"
+    assert not loading["missing_keys"]
+    assert not loading["mismatched_keys"]
+    assert all(key.startswith("lm_predictions.") for key in loading["unexpected_keys"])
+    saved = ours.deberta.state_dict()
+    assert stock.state_dict().keys() <= saved.keys()
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in stock.state_dict().items())
+
+    length, short = 60, 41
+    token_ids = torch.randint(4, 640, (2, length))
+    segment_ids = torch.ones_like(token_ids)
+    token_ids[1, short:], segment_ids[1, short:] = 0, 0
+    with torch.no_grad():
+        expected = ours.deberta(token_ids, segment_ids, torch.arange(length).expand(2, -1)).hidden
+        found = stock.eval()(input_ids=token_ids, attention_mask=segment_ids).last_hidden_state
+    is_token = segment_ids.bool()
+    torch.testing.assert_close(found[is_token], expected[is_token], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fill_mask_is_the_trained_model(exported: dict[str, Path], name: str) -> None:
+    assert read_model_config(exported[name]) == CONFIGS[name]
+    ours, loaded = random_model(CONFIGS[name]), FillMask.load(exported[name])
+    batch = loaded.batch(TEXTS[0])
+    with torch.no_grad():
+        assert torch.equal(loaded.model.logits(batch), ours.logits(batch))
+
+
+def test_a_stock_masked_language_model_is_right_for_the_baseline(exported: dict[str, Path]) -> None:
+    stock = transformers.AutoModelForMaskedLM.from_pretrained(exported["baseline"]).eval()
+    fill_mask = FillMask.load(exported["baseline"])
+    batch = fill_mask.batch(TEXTS[0])
+    with torch.no_grad():
+        found = stock(input_ids=batch.token_ids).logits.flatten(0, 1)[batch.predict_positions]
+        torch.testing.assert_close(found, fill_mask.model.logits(batch), rtol=0, atol=1e-4)
+
+
+def test_stock_tokenizer_gives_the_ids_of_training(
+    exported: dict[str, Path], prepared_shards: Path, sample_documents: list[str]
+) -> None:
+    stock = transformers.AutoTokenizer.from_pretrained(exported["V3"])
+    ours = Tokenizer.load(prepared_shards / "tokenizer")
+    paragraphs = [paragraph for document in sample_documents for paragraph in document.split("\n") if paragraph]
+    texts = [text for text in TEXTS if "[MASK]" not in text] + paragraphs
+    for text, ids in zip(texts, ours.encode(texts), strict=True):
+        assert stock(text).input_ids == [ours.cls_id, *ids.tolist(), ours.sep_id], text[:80]
+
+
+def test_stock_tokenizer_sees_masks_as_fill_mask_does(exported: dict[str, Path]) -> None:
+    stock = transformers.AutoTokenizer.from_pretrained(exported["V3"])
+    fill_mask = FillMask.load(exported["V3"])
+    assert stock.mask_token_id == fill_mask.tokenizer.mask_id
+    for text in TEXTS:
+        assert stock(text).input_ids == fill_mask.encode(text), text
+    pair = stock("one", "two [MASK].")
+    assert stock.decode(pair.input_ids) == "[CLS] one[SEP] two[MASK].[SEP]"
+    assert stock.decode(stock("naïve 😀 text").input_ids, skip_special_tokens=True) == "naïve 😀 text"
+
+
+def test_refusals(prepared_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, tokenizer = CONFIGS["V3"], prepared_shards / "tokenizer"
+    weights = weights_of(random_model(config))
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "mine").touch()
+    with pytest.raises(ValueError, match="used exists and is not empty"):
+        export(weights, config, tokenizer, used)
+    wide = small_model_config(vocab_size=640, attention_head_size=24)
+    with pytest.raises(ConversionError, match="attention_head_size 24 is not hidden_size 32"):
+        export(weights_of(random_model(wide)), wide, tokenizer, tmp_path / "out")
+    with pytest.raises(ConversionError, match="601 ids, the model 90 rows"):
+        export(weights, small_model_config(), tokenizer, tmp_path / "out")
+    with pytest.raises(ConversionError, match=r"rel_embeddings.weight has shape \(32, 32\), .* \(128, 32\)"):
+        export(weights, small_model_config(vocab_size=640, position_buckets=0), tokenizer, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConversionError, match=r"needs tokenizers, .* 'deberta-scale\[peers\]'"):
+        export(weights, config, tokenizer, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [used]
+
+
+def test_a_failed_export_leaves_nothing(prepared_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(path: Path, weights: Weights) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(huggingface, "_write_weights", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        config = CONFIGS["V3"]
+        export(weights_of(random_model(config)), config, prepared_shards / "tokenizer", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def run_dir(prepared_shards: Path, small_config: str, tmp_path: Path) -> Path:
+    """A run that has trained nothing: the files a ZeRO stage 0 checkpoint has, and what lies beside it."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    shutil.copytree(prepared_shards / "tokenizer", run_dir / "tokenizer")
+    (run_dir / "config.yaml").write_text(small_config)
+    partial = run_dir / "checkpoints" / "partial"
+    (partial / "engine").mkdir(parents=True)
+    model = random_model(load(run_dir / "config.yaml").model)
+    torch.save({"module": model.state_dict()}, partial / "engine" / "mp_rank_00_model_states.pt")
+    facts = {"step": 5, "world_size": 1, "zero_stage": 0, "precision": "fp32"}
+    facts["files"] = checkpoint.describe_files(partial, 0, 1)
+    checkpoint.publish(partial, checkpoint.checkpoint_dir(run_dir, 5), facts)
+    return run_dir
+
+
+def convert(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "launch" / "convert.py", *arguments, "--to", "huggingface"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_exports_a_run_and_a_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    done = convert(run_dir, tmp_path / "from-run")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000005 (the newest complete checkpoint; all digests agree)" in done.stdout
+    assert "next: python -m deberta_scale.convert.fill_mask" in done.stdout
+    done = convert(checkpoint.checkpoint_dir(run_dir, 5), tmp_path / "from-checkpoint", "--json")
+    assert json.loads(done.stdout)["step"] == 5
+    for path in (tmp_path / "from-run").iterdir():
+        assert path.read_bytes() == (tmp_path / "from-checkpoint" / path.name).read_bytes()
+    assert len(FillMask.load(tmp_path / "from-run").top(TEXTS[0])) == 1
+
+
+def test_the_command_says_what_is_wrong(run_dir: Path, tmp_path: Path) -> None:
+    with (checkpoint.checkpoint_dir(run_dir, 5) / "engine" / "mp_rank_00_model_states.pt").open("ab") as file:
+        file.write(b"!")
+    failed = convert(run_dir, tmp_path / "out")
+    assert failed.returncode == 1
+    passed_over, error = failed.stderr.splitlines()
+    assert passed_over.startswith("passed over step-00000005: ")
+    assert error.endswith("holds no complete checkpoint whose digests agree")
+    failed = convert(tmp_path, tmp_path / "out")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {tmp_path} is no run directory")
+    assert failed.stderr.count("\n") == 1
