@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.inputs import Reading, find_inputs
+from data_prep.tokenize_corpus import tokenize
 from deberta_scale.config import Config, load
 from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.model.pretraining import PretrainingModel
@@ -75,11 +77,18 @@ def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: 
             assert losses == pytest.approx(expected, rel=1e-5), f"stage {stage}, {world_size} rank(s)"
 
 
-def test_one_batch_has_one_gradient_however_it_is_split(config_path: Path, tmp_path: Path) -> None:
+def test_one_batch_has_one_gradient_however_it_is_split(
+    config_path: Path, prepared_shards: Path, sample_documents: list[str], tmp_path: Path
+) -> None:
+    paragraphs = [p for document in sample_documents for p in document.split("\n") if p]
+    text = tmp_path / "paragraphs.jsonl"
+    text.write_text("".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs))
+    shards = tmp_path / "shards"  # of documents of very different lengths, one a row
+    tokenize(find_inputs([text]), Reading(), prepared_shards / "tokenizer", shards)
     gradients = []
     for world_size, accumulation in ((1, 8), (2, 4), (4, 2)):
         options = ["batch.sequences=16", f"batch.micro_sequences={16 // (world_size * accumulation)}"]
-        options += ["engine.zero_stage=2", "data.packing=doc"]
+        options += ["engine.zero_stage=2", "data.packing=doc", f"data.shards={shards}"]
         (result,) = run_worker(tmp_path, world_size, "gradient", config_path, options)
         counts = list(chain.from_iterable(result["predicted"]))
         assert len(counts) == 8 and len(set(counts)) > 1, "the comparison needs unequal counts of predicted tokens"
