@@ -5,7 +5,7 @@ DATA := runs/quickstart-data
 RUN := runs/quickstart
 SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with a smile." "It is a [MASK] universally acknowledged."
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test lint check-install clean
 
 install: .venv/installed
 
@@ -34,6 +34,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The package alone, in an empty environment and away from the checkout, is usable.
+check-install:
+	rm -rf build/empty
+	$(PYTHON) -m venv build/empty/.venv
+	build/empty/.venv/bin/pip install --quiet --constraint constraints.txt .
+	cd build/empty && .venv/bin/python -c "import deberta_scale.train.loop, deberta_scale.convert.fill_mask"
+	cd build/empty && .venv/bin/python -m data_prep.tokenize_corpus --help > tokenize_corpus.txt
+	rm -rf build/empty
 
 clean:
 	rm -rf $(DATA) $(RUN) build *.egg-info

@@ -21,6 +21,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+"""Gradients that DeepSpeed sums over ranks at a time. It allocates the bucket whole, 1 GB by default."""
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 

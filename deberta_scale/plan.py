@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deberta_scale.config import Config, ConfigError, ModelConfig
+from deberta_scale.config import REDUCE_BUCKET_ELEMENTS, Config, ConfigError, ModelConfig
 from deberta_scale.model.sizes import (
     DECODER_PASSES,
     ParameterCount,
@@ -28,8 +28,6 @@ MAX_LIVE_PARAMETERS = 10**9
 """DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance."""
 SUB_GROUP_PARAMETERS = 10**9
 """DeepSpeed's sub_group_size: stage 3 updates so many parameters of a rank at a time."""
-REDUCE_BUCKET_ELEMENTS = 5 * 10**8
-"""DeepSpeed's reduce_bucket_size; it allocates the bucket whole."""
 LOGIT_BYTES = 3 * FP32_BYTES
 """Of each logit at the peak of the loss's backward: log-probability, its gradient, the logit's gradient, in fp32."""
 WORK_MATRICES = 3
@@ -250,9 +248,9 @@ def _gathered_bytes(config: Config, total: int, world_size: int) -> int:
 
 
 def _reduce_bucket_elements(config: Config, total: int, world_size: int) -> int:
-    if config.engine.zero_stage == 0:
-        return 0 if world_size == 1 else min(total, REDUCE_BUCKET_ELEMENTS)
-    return REDUCE_BUCKET_ELEMENTS
+    if config.engine.zero_stage == 0 and world_size == 1:
+        return 0
+    return min(total, REDUCE_BUCKET_ELEMENTS)
 
 
 def _optimizer_bytes(config: Config) -> int:

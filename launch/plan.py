@@ -118,7 +118,7 @@ def _memory_lines(config: Config, plan: Plan) -> list[tuple[str, str, str]]:
         ("gradients", "gradients", ""),
         ("optimizer states", "optimizer", "fp32 master weights and two moments"),
         ("gathered parameters", "gathered", f"at most: those used again within {_count(MAX_LIVE_PARAMETERS)} others"),
-        ("reduce bucket", "reduce_bucket", "DeepSpeed's default; a CPU touches only what it uses"),
+        ("reduce bucket", "reduce_bucket", "gradients summed over ranks at a time"),
         ("activations kept", "activations", scores),
         ("recomputed layer", "recomputed", "at a time, in backward"),
         ("attention work space", "attention_work", "estimate: fp32 matrices of one layer's backward"),

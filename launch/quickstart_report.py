@@ -28,6 +28,7 @@ def main() -> None:
     )
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     encoder, tokenizer = AutoModel.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     hidden = encoder(**tokenizer(arguments.sentences[0], return_tensors="pt")).last_hidden_state
     print(f"stock transformers: {type(encoder).__name__} gives hidden states of shape {tuple(hidden.shape)}")

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from deberta_scale.config import Config
+from deberta_scale.config import REDUCE_BUCKET_ELEMENTS, Config
 from deberta_scale.durable import write_durably
+from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train.distributed import Launch, announce_single_process, open_control_group
 from deberta_scale.train.optim import parameter_groups
 
@@ -51,7 +52,8 @@ def start_process_group(launch: Launch) -> torch.device:
 def deepspeed_json(config: Config, world_size: int, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for this run. A pure function, so that it can be read before a machine is touched."""
     engine, optimizer = config.engine, config.optimizer
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    bucket = min(REDUCE_BUCKET_ELEMENTS, parameter_count(config.model).total)
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": bucket}
     if engine.zero_stage == 3:
         zero["memory_efficient_linear"] = False
     if engine.offload_optimizer != "none":

@@ -98,6 +98,19 @@ def test_one_batch_has_one_gradient_however_it_is_split(
         torch.testing.assert_close(other, gradients[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_rank_without_predictions_joins_in_and_a_step_without_any_is_an_error(
+    config_path: Path, tmp_path: Path, stage: int
+) -> None:
+    options = [f"engine.zero_stage={stage}", "engine.activation_checkpointing=non_reentrant"]
+    (result,) = run_worker(tmp_path, 2, "without_predictions", config_path, options)
+    assert result["finite"] and 1.0 < result["loss"] < 10.0
+    assert result["step"] == 1, "the second step did not happen"
+    assert len(result["message"]) == 2 and all(
+        "step 2: no row of this step has a token" in m for m in result["message"]
+    )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_activation_checkpointing_changes_nothing(config_path: Path, tmp_path: Path, precision: str) -> None:
     common = ["train.steps=6", f"engine.precision={precision}", "model.hidden_dropout_prob=0.1"]

@@ -4,6 +4,7 @@ Usage: training_worker.py TASK RESULT CONFIG [key=value ...] -- [key=value ...] 
 Each `--` group is one training; the overrides before the first `--` belong to all of them.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
+from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import Config, load
+from deberta_scale.data.loader import StepData
 from deberta_scale.train import distributed
 from deberta_scale.train.loop import Run, pretrain_step
 from deberta_scale.train.metrics import Totals
@@ -55,6 +58,28 @@ def gradient(config: Config, launch: distributed.Launch) -> dict[str, Any]:
     pretrain_step(recording, data, 1e-3, Totals(run.engine.device))
     counts = [batch.predict_ids.numel() for batch in data.micro_batches]
     return {"gradient": recording.gradient, "predicted": distributed.gather_objects(counts)}
+
+
+def without_predictions(config: Config, launch: distributed.Launch) -> dict[str, Any]:
+    """A step in which rank 0 has nothing to predict, then one in which nobody has: losses, and the error."""
+    run = Run(config, launch)
+    data = run.training_data.step(0, config.batch.sequences)
+    nothing = StepData([empty_like(batch) for batch in data.micro_batches], 0, 0, 0)
+    run._guarded_step(nothing if launch.is_main else data)
+    after_one = [bool(p.isfinite().all()) for p in run.engine.module.parameters()]
+    loss = run.totals.read().loss
+    try:
+        run._guarded_step(nothing)
+        message = "no error"
+    except ValueError as error:
+        message = str(error)
+    return {"loss": loss, "finite": all(after_one), "message": distributed.gather_objects(message), "step": run.step}
+
+
+def empty_like(batch: MaskedBatch) -> MaskedBatch:
+    """The same rows with nothing masked."""
+    nothing = batch.predict_ids[:0]
+    return dataclasses.replace(batch, predict_positions=nothing, predict_ids=nothing, max_predictions_per_row=0)
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""Every command the README shows runs, in the order it shows them, on a little text."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import ROOT, free_port
+
+SMALLER = {
+    "--vocab-size 32000": "--vocab-size 600",
+    "launch/plan.py configs/pretrain/tiny.yaml": "launch/plan.py configs/pretrain/tiny.yaml SIZES",
+    "launch/pretrain.py configs/pretrain/tiny.yaml": "launch/pretrain.py configs/pretrain/tiny.yaml SIZES",
+    "deepspeed ": "deepspeed --num_gpus 2 --master_port PORT ",
+}
+SIZES = (
+    "model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=64"
+    " train.steps=3 train.evaluate_sequences=8 schedule.warmup_steps=1 batch.sequences=8 batch.micro_sequences=2"
+)
+"""What makes the README's commands fit a test. What they are called and how they fit together stays as shown."""
+
+
+def shell_block(title: str) -> list[str]:
+    """The lines of the first `sh` block under a heading of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    found = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert found, f"no commands under {title!r}"
+    return found[1].splitlines()
+
+
+@pytest.fixture
+def place(tmp_path: Path, sample_documents: list[str]) -> Path:
+    """A directory like a checkout: the tools, and a folder with text."""
+    for name in ("launch", "data_prep", "configs", "deberta_scale"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "text").mkdir()
+    for number, document in enumerate(sample_documents):
+        (tmp_path / "text" / f"{number}.txt").write_text(document.replace("\n", "\n\n"), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_path_for_your_own_text_goes_through_to_filled_masks(place: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+    }
+    install, *commands = shell_block("Your own text")
+    assert install == "pip install --constraint constraints.txt .", "tried by .ci/run in an empty environment"
+    outputs = []
+    for command in commands:
+        for shown, used in SMALLER.items():
+            command = command.replace(shown, used)
+        words = shlex.split(command.replace("SIZES", SIZES).replace("PORT", str(free_port())))
+        result = subprocess.run(
+            words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}"
+        outputs.append(result.stdout)
+    assert "finished at step 3" in outputs[-3]
+    assert len(outputs[-1].split()) == 10, "five words with their probabilities"
+
+
+def test_development_commands_are_targets_of_the_makefile() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in shell_block("Development") + shell_block("Ten minutes"):
+        program, target = line.split("#")[0].split()
+        assert program == "make" and target in targets
+
+
+def test_every_file_the_readme_names_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(([^)#:]+)\)", readme)) | set(
+        re.findall(r"`((?:configs|launch|docs)/[\w./]+)`", readme)
+    )
+    named |= {f"configs/pretrain/{name}" for name in re.findall(r"`(\w+\.yaml)`", readme)}
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
