@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from deberta_scale.config import load
+from deberta_scale.config import ConfigError, load
 
 
 def main() -> int:
@@ -17,21 +17,25 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, for instance train.steps=100")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # appended by the deepspeed launcher
     arguments = parser.parse_args()
-    is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(arguments.config, arguments.overrides)
-        from deberta_scale.train import distributed  # imported late: a wrong config is told before torch is loaded
-        from deberta_scale.train.loop import Run
+    except ConfigError as error:
+        return complain(error)
+    from deberta_scale.train import distributed  # imported late: a wrong config is told before torch is loaded
+    from deberta_scale.train.loop import Run
 
-        launch = distributed.read_launch(os.environ)
-        try:
-            return Run(config, launch).go()
-        finally:
-            distributed.close()
+    try:
+        code = Run(config, distributed.read_launch(os.environ)).go()
     except ValueError as error:
-        if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        code = complain(error)
+    distributed.end_process(code)
+
+
+def complain(error: ValueError) -> int:
+    """Say what is wrong once, not on every rank. Returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1
 
 
 if __name__ == "__main__":

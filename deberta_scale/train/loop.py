@@ -132,7 +132,8 @@ class Run:
         """Train to the last step or to a stop; returns the exit code. Raises NonFiniteError when the loss breaks."""
         train, sequences = self.config.train, self.config.batch.sequences
         interval_start, interval_steps = time.perf_counter(), 0
-        with contextlib.closing(self.training_data.steps(self.step * sequences, sequences)) as steps:
+        data = self.training_data.steps(self.step * sequences, sequences)
+        with contextlib.closing(self.log), contextlib.closing(data) as steps:
             while self.step < train.steps:
                 self._guarded_step(next(steps))
                 interval_steps += 1
@@ -149,9 +150,8 @@ class Run:
                 if stop and not last:
                     return self._stop(stop)
                 interval_start += time.perf_counter() - pause
-        self.log.event("finished", step=self.step)
-        self.log.say(f"finished at step {self.step}: {checkpoint.checkpoint_dir(self.config.run_dir, self.step)}")
-        self.log.close()
+            self.log.event("finished", step=self.step)
+            self.log.say(f"finished at step {self.step}: {checkpoint.checkpoint_dir(self.config.run_dir, self.step)}")
         return EXIT_DONE
 
     def _guarded_step(self, data: StepData) -> None:
@@ -235,7 +235,6 @@ class Run:
         self.interrupt.consume()
         self.log.event("stopped", step=self.step, reason=reason)
         self.log.say(f"stopped at step {self.step} ({reason}); the same command goes on from there")
-        self.log.close()
         return EXIT_REQUEUE
 
 

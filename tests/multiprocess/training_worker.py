@@ -97,7 +97,7 @@ def main() -> None:
         results.append(globals()[task](load(config_path, [run_dir, *groups[0], *group]), launch))
     if launch.is_main:
         Path(result).write_text(json.dumps(results))
-    distributed.close()
+    distributed.end_process(0)
 
 
 main()

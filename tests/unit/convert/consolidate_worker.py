@@ -73,7 +73,7 @@ def main() -> None:
     for name in sys.argv[2:]:
         stage, precision = name.split("-")
         train_and_publish(Path(sys.argv[1]) / name, int(stage), precision, launch.world_size)
-    distributed.close()
+    distributed.end_process(0)
 
 
 main()
