@@ -37,12 +37,12 @@ lint: install
 
 # The package alone, in an empty environment and away from the checkout, is usable.
 check-install:
-	rm -rf build/empty
+	rm -rf build
 	$(PYTHON) -m venv build/empty/.venv
 	build/empty/.venv/bin/pip install --quiet --constraint constraints.txt .
 	cd build/empty && .venv/bin/python -c "import deberta_scale.train.loop, deberta_scale.convert.fill_mask"
 	cd build/empty && .venv/bin/python -m data_prep.tokenize_corpus --help > tokenize_corpus.txt
-	rm -rf build/empty
+	rm -rf build
 
 clean:
 	rm -rf $(DATA) $(RUN) build *.egg-info

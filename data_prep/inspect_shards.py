@@ -1,7 +1,7 @@
 """Look into shards: `inspect_shards.py DIR`.
 
 Prints for each split its counts, its unknown rate, a histogram of document lengths, and how the first tokens of a few
-documents read, cut into pieces (`▁` is a space, `¶` the end of a paragraph).
+documents read, cut into pieces (`▁` or `Ġ` is a space, `¶` the end of a paragraph).
 """
 
 import argparse

@@ -1,14 +1,13 @@
 """Turn text into shards of tokens: `tokenize_corpus.py --input PATH... --tokenizer DIR --out DIR`.
 
-Writes DIR/train, DIR/validation (shards in the Megatron layout and manifest.json) and DIR/tokenizer, a copy. The bytes
-depend on input, tokenizer and options, not on the number of workers. A document goes to the validation split by a hash
-of its text, so that adding documents moves none of the others.
+Writes DIR/train, DIR/validation (shards in the Megatron layout and manifest.json) and DIR/tokenizer, a copy with a
+record of the version that cut the text. The bytes depend on input, tokenizer and options, not on the number of workers.
+A document goes to the validation split by a hash of its text, so that adding documents moves none of the others.
 """
 
 import argparse
 import hashlib
 import multiprocessing
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +35,7 @@ from data_prep.inputs import (
     reading_of,
 )
 from deberta_scale.data.shards import ShardWriter, write_manifest
-from deberta_scale.data.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.durable import published_directory
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
@@ -104,8 +103,8 @@ def tokenize(
             raise InputError(f"{in_short(files)}: no text in it, nothing to tokenize")
         manifests = {split: _finish_split(split, partial, tokenizer, results, validation_fraction) for split in SPLITS}
         (partial / "tokenizer").mkdir()
-        for name in (MODEL_FILE, METADATA_FILE):  # not the whole directory, which may hold anything, even `out`
-            shutil.copyfile(tokenizer_dir / name, partial / "tokenizer" / name)
+        for name, content in tokenizer.files().items():  # with the version that cut, which a released one does not say
+            (partial / "tokenizer" / name).write_bytes(content)
     return manifests | {"empty_documents": sum(result.empty_documents for result in results)}
 
 
@@ -211,7 +210,13 @@ def _summary(split: str, manifest: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_input_arguments(parser)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="directory written by train_tokenizer.py")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        help="directory written by train_tokenizer.py or add_tokens.py, or a released one: spm.model (V2, V3);"
+        " vocab.json and merges.txt, bpe_encoder.bin or tokenizer.json (V1)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory to write; must not exist or be empty")
     parser.add_argument("--workers", type=positive_int, default=1, help="processes (default: %(default)s)")
     parser.add_argument(

@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import heapq
 import io
-import json
 import random
 import re
 import sys
@@ -32,9 +31,6 @@ from data_prep.inputs import (
 )
 from deberta_scale.data.tokenizer import (
     CLS_ID,
-    FORMAT_VERSION,
-    METADATA_FILE,
-    MODEL_FILE,
     PAD_ID,
     SEP_ID,
     SPECIAL_PIECES,
@@ -75,23 +71,20 @@ def train(
         if not paragraphs:
             raise InputError(f"{in_short(files)}: no text in it, nothing to train on")
         model = _train_model(paragraphs, vocab_size, character_coverage, verbose)
-        sha256 = hashlib.sha256(model).hexdigest()
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            **Tokenizer(sentencepiece.SentencePieceProcessor(model_proto=model), sha256).describe(),
-            "training": {
-                "model_type": "unigram",
-                "byte_fallback": True,
-                "character_coverage": character_coverage,
-                "max_input_bytes": max_input_bytes,
-                "inputs": [file.name for file in files],
-                "paragraphs": len(paragraphs),
-                "bytes": sum(len(paragraph.encode()) for paragraph in paragraphs),
-            },
+        training = {
+            "model_type": "unigram",
+            "byte_fallback": True,
+            "character_coverage": character_coverage,
+            "max_input_bytes": max_input_bytes,
+            "inputs": [file.name for file in files],
+            "paragraphs": len(paragraphs),
+            "bytes": sum(len(paragraph.encode()) for paragraph in paragraphs),
         }
-        (partial / MODEL_FILE).write_bytes(model)
-        (partial / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    return metadata
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        tokenizer = Tokenizer(processor, hashlib.sha256(model).hexdigest(), training=training)
+        for name, content in tokenizer.files().items():
+            (partial / name).write_bytes(content)
+    return tokenizer.metadata()
 
 
 def sample(paragraphs: Iterable[str], max_bytes: int) -> list[str]:

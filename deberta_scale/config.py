@@ -1,16 +1,14 @@
-"""The whole configuration: one schema, read from YAML, changed by `key.sub=value`, never mutated.
+"""The whole configuration: one schema, never mutated. `config_file` reads it.
 
 Imports no torch, so that a config is checked in milliseconds on a login node.
 """
 
-import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ConfigError(ValueError):
@@ -238,6 +236,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     resume: Annotated[str, Field(min_length=1)] = "auto"
     """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or a path."""
+    init_from: Path | None = None
+    """A model in any format that launch/convert.py reads: a fresh start takes its weights, and nothing else of it."""
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig
@@ -266,74 +266,6 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved config; reading it back gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-
-
-def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, apply `key.sub=value` overrides, validate.
-
-    Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys such as model: and data:, found {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"override {override!r}: expected key=value, for instance train.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
-    node = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {part!r} holds a value, not a section")
-    node[parts[-1]] = value
-
-
-def _section_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
-    section: Any = Config
-    for part in location:
-        if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
-            return None
-        section = section.model_fields[part].annotation
-        if get_origin(section) is Union:
-            section = next((arg for arg in get_args(section) if arg is not type(None)), None)
-    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
-
-
-def _describe(problem: ErrorDetails) -> str:
-    location = problem["loc"]
-    key = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        section = _section_at(tuple(location[:-1]))
-        nearest = difflib.get_close_matches(str(location[-1]), section.model_fields if section else [], n=1)
-        prefix = ".".join(map(str, location[:-1]))
-        hint = f"; did you mean '{prefix + '.' if prefix else ''}{nearest[0]}'?" if nearest else ""
-        return f"{key}: unknown key{hint}"
-    if problem["type"] == "missing":
-        return f"{key}: required, but not given"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = problem.get("input")
-    given = f" (given: {shown!r})" if isinstance(shown, str | int | float | bool | list) else ""
-    return f"{key}: {message}{given}" if key else message
 
 
 def describe(config: Config, world_size: int) -> str:

@@ -1,5 +1,6 @@
 """Files that are whole after a crash, or not there: written aside, forced to disk, renamed."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ def write_durably(path: Path, text: str) -> None:
     sync(temporary)
     temporary.rename(path)
     sync(path.parent)
+
+
+def digest_of(path: Path) -> str:
+    """128-bit blake2b of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def refuse_used(directory: Path) -> None:

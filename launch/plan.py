@@ -10,7 +10,8 @@ import json
 import shlex
 import sys
 
-from deberta_scale.config import Config, ConfigError, describe, load
+from deberta_scale.config import Config, ConfigError, describe
+from deberta_scale.config_file import load
 from deberta_scale.plan import DEFAULT_TFLOPS_PER_RANK, MAX_LIVE_PARAMETERS, Memory, Plan, make_plan
 
 RANKS_OF_ONE_MACHINE = 8

@@ -8,7 +8,8 @@ import argparse
 import os
 import sys
 
-from deberta_scale.config import ConfigError, load
+from deberta_scale.config import ConfigError
+from deberta_scale.config_file import load
 
 
 def main() -> int:
@@ -21,11 +22,14 @@ def main() -> int:
         config = load(arguments.config, arguments.overrides)
     except ConfigError as error:
         return complain(error)
-    from deberta_scale.train import distributed  # imported late: a wrong config is told before torch is loaded
+    from deberta_scale.convert.formats import (
+        open_source,
+    )  # imported late: a wrong config is told before torch is loaded
+    from deberta_scale.train import distributed
     from deberta_scale.train.loop import Run
 
     try:
-        code = Run(config, distributed.read_launch(os.environ)).go()
+        code = Run(config, distributed.read_launch(os.environ), open_source).go()
     except ValueError as error:
         code = complain(error)
     distributed.end_process(code)

@@ -11,18 +11,29 @@ PACKAGE = "deberta_scale"
 
 ALLOWED = {
     "config": set(),
+    "config_file": {"config"},
     "durable": set(),
     "batch": set(),
     "plan": {"config", "model.sizes"},
     "data": {"config", "durable", "batch", "data"},
     "model": {"config", "batch", "model"},
     "train": {"config", "durable", "batch", "data", "model", "train"},
-    "convert": {"config", "durable", "batch", "data.tokenizer", "model", "train.checkpoint", "convert"},
+    "convert": {
+        "config",
+        "config_file",
+        "durable",
+        "batch",
+        "data.tokenizer",
+        "data.tokenizer_byte_pair",
+        "model",
+        "train.checkpoint",
+        "convert",
+    },
 }
 """What each room may import of the package: whole rooms, or single modules."""
 
 SINGLE_IMPORTERS = {"deepspeed": {"deberta_scale/train/engine.py"}, "mpi4py": {"deberta_scale/train/distributed.py"}}
-TORCH_FREE = {"config.py", "plan.py", "model/sizes.py"}
+TORCH_FREE = {"config.py", "config_file.py", "plan.py", "model/sizes.py"}
 
 
 def imports_of(path: Path) -> Iterator[str]:

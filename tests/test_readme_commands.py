@@ -3,18 +3,22 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deberta_scale.config import ModelConfig
+from deberta_scale.convert.hub_config import hub_config
 from tests.launching import ROOT, free_port
 
 SMALLER = {
     "--vocab-size 32000": "--vocab-size 600",
     "launch/plan.py configs/pretrain/tiny.yaml": "launch/plan.py configs/pretrain/tiny.yaml SIZES",
     "launch/pretrain.py configs/pretrain/tiny.yaml": "launch/pretrain.py configs/pretrain/tiny.yaml SIZES",
+    "configs/pretrain/continue_v3_base.yaml": "configs/pretrain/continue_v3_base.yaml SIZES model.vocab_size=640",
     "deepspeed ": "deepspeed --num_gpus 2 --master_port PORT ",
 }
 SIZES = (
@@ -44,14 +48,13 @@ def place(tmp_path: Path, sample_documents: list[str]) -> Path:
     return tmp_path
 
 
-def test_the_path_for_your_own_text_goes_through_to_filled_masks(place: Path) -> None:
+def run_all(commands: list[str], place: Path) -> list[str]:
+    """Run commands one after the other, made smaller; what each printed."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
     }
-    install, *commands = shell_block("Your own text")
-    assert install == "pip install --constraint constraints.txt .", "tried by .ci/run in an empty environment"
     outputs = []
     for command in commands:
         for shown, used in SMALLER.items():
@@ -62,8 +65,31 @@ def test_the_path_for_your_own_text_goes_through_to_filled_masks(place: Path) ->
         )
         assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}"
         outputs.append(result.stdout)
+    return outputs
+
+
+def test_the_path_for_your_own_text_goes_through_to_filled_masks(place: Path) -> None:
+    install, *commands = shell_block("Your own text")
+    assert install == "pip install --constraint constraints.txt .", "tried by .ci/run in an empty environment"
+    outputs = run_all(commands, place)
     assert "finished at step 3" in outputs[-3]
     assert len(outputs[-1].split()) == 10, "five words with their probabilities"
+
+
+def test_a_released_model_goes_on_with_new_text(place: Path, prepared_shards: Path) -> None:
+    """The released model is one of transformers' own making: no position table, a head of the old form."""
+    transformers = pytest.importorskip("transformers", reason="the peers extra is not installed")
+    settings = dict(word.removeprefix("model.").split("=") for word in SIZES.split() if word.startswith("model."))
+    shape = hub_config(ModelConfig(vocab_size=640)) | {name: int(value) for name, value in settings.items()}
+    shape |= {"legacy": True, "embedding_size": shape["hidden_size"], "pooler_hidden_size": shape["hidden_size"]}
+    released = transformers.DebertaV2ForMaskedLM(transformers.DebertaV2Config(**shape))
+    released.save_pretrained(place / "MODEL")
+    shutil.copy(prepared_shards / "tokenizer" / "spm.model", place / "MODEL")
+    outputs = run_all(shell_block("Models of others, and ours elsewhere"), place)
+    assert "weights from base" in outputs[2] and "position_embeddings.weight: not in base, initialised" in outputs[2]
+    assert "finished at step 3" in outputs[2]
+    assert (place / "adapted" / "modeling_deberta_scale.py").exists()
+    assert (place / "adapted-official" / "pytorch_model.bin").exists()
 
 
 def test_development_commands_are_targets_of_the_makefile() -> None:

@@ -8,15 +8,15 @@ Where the values lie in `engine/` (as DeepSpeed 0.19 writes it, R ranks):
   holds its part of all parameters end to end, over the groups.
 """
 
-import math
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deberta_scale.config_file import load
+from deberta_scale.convert.source import Source, Weights
 from deberta_scale.train.checkpoint import CheckpointError, newest_complete, read_manifest, verify
 
 _DEEPSPEED_CLASSES = (
@@ -53,48 +53,41 @@ class _Vector:
         return pieces
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The parameters of a checkpoint, still in its files. fp32 master weights where the training had them."""
+def open_run(run_dir: Path, report: Callable[[str], None] = lambda message: None) -> Source:
+    """The newest complete checkpoint of a run whose digests agree; `report` hears of those passed over.
 
-    checkpoint: Path
-    step: int
-    shapes: dict[str, tuple[int, ...]]
-    """By name, in the order in which they are read. A tied parameter comes once, under its first name."""
-    read: Callable[[str], torch.Tensor]
-    """One parameter by name, in fp32 and in memory of its own."""
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(map(math.prod, self.shapes.values()))
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, fp32 tensor), made one at a time."""
-        for name in self.shapes:
-            yield name, self.read(name)
-
-
-def open_newest(run_dir: Path, report: Callable[[str], None] = lambda message: None) -> Weights:
-    """The weights of the newest complete checkpoint of a run whose digests agree; `report` hears of those passed over.
-
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none, ConfigError when the run's config cannot be read.
     """
     newest = newest_complete(run_dir, report)
     if newest is None:
         raise CheckpointError(f"{run_dir / 'checkpoints'} holds no complete checkpoint whose digests agree")
-    return _open(newest, read_manifest(newest))
+    return _source(newest, read_manifest(newest))
 
 
-def open_checkpoint(checkpoint: Path) -> Weights:
-    """The weights of a published checkpoint, of any ZeRO stage, precision and number of ranks.
+def open_checkpoint(checkpoint: Path) -> Source:
+    """A published checkpoint, of any ZeRO stage, precision and number of ranks, inside its run directory.
 
     Every file is checked against the manifest first. Raises CheckpointError when one is missing, damaged, or not what
     DeepSpeed writes.
     """
-    return _open(checkpoint, verify(checkpoint))
+    return _source(checkpoint, verify(checkpoint))
 
 
-def _open(checkpoint: Path, manifest: dict[str, Any]) -> Weights:
+def _source(checkpoint: Path, manifest: dict[str, Any]) -> Source:
+    run_dir = checkpoint.resolve().parent.parent
+    tokenizer = run_dir / "tokenizer"
+    return Source(
+        path=checkpoint,
+        kind="checkpoint",
+        config=load(run_dir / "config.yaml").model,
+        weights=read_weights(checkpoint, manifest),
+        tokenizer=tokenizer if tokenizer.is_dir() else None,
+        facts={"step": manifest["step"], "run_dir": run_dir},
+    )
+
+
+def read_weights(checkpoint: Path, manifest: dict[str, Any]) -> Weights:
+    """The weights of a checkpoint that was checked against its manifest. fp32 masters where the training had them."""
     files = checkpoint / "engine"
     stage, world_size = manifest["zero_stage"], manifest["world_size"]
     try:
@@ -108,7 +101,7 @@ def _open(checkpoint: Path, manifest: dict[str, Any]) -> Weights:
             raise CheckpointError(f"{checkpoint / 'manifest.json'}: zero_stage {stage} is none of 0, 1, 2, 3")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{files}: not what DeepSpeed writes at ZeRO stage {stage} ({error!r})") from error
-    return Weights(checkpoint, manifest["step"], shapes, read)
+    return Weights(shapes, read)
 
 
 _Layout = tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]

@@ -1,26 +1,21 @@
-"""Fill [MASK] with an exported model: `python -m deberta_scale.convert.fill_mask DIR "The [MASK] was very kind."`.
+"""Fill [MASK] with a model: `python -m deberta_scale.convert.fill_mask MODEL "The [MASK] was very kind."`.
 
-Uses the enhanced mask decoder the model was trained with, which `transformers` does not have, and needs no
-`transformers` itself.
+Uses the enhanced mask decoder the model was trained with, and needs no `transformers`.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
 
-import safetensors
-import sentencepiece
 import torch
 
 from deberta_scale.batch import MaskedBatch
-from deberta_scale.convert.huggingface import WEIGHTS_FILE, ConversionError, model_on_meta, read_model_config
-from deberta_scale.data.tokenizer import MASK_PIECE, MODEL_FILE, SPECIAL, WORD_START, Tokenizer
+from deberta_scale.convert.formats import open_source
+from deberta_scale.convert.huggingface import load_tokenizer
+from deberta_scale.convert.source import ConversionError, model_on_meta
+from deberta_scale.data.tokenizer import MASK_PIECE, SPECIAL, WORD_START, Tokenizer
 from deberta_scale.model.pretraining import PretrainingModel
-
-_STANDING_IN = "\U0010fffd"
-"""A private character that no text has, so that no piece holds it and it ends every piece before it."""
 
 
 class FillMask:
@@ -35,36 +30,30 @@ class FillMask:
         self._is_answer[: len(flags)] = (flags & SPECIAL) == 0
 
     @staticmethod
-    def load(directory: Path) -> "FillMask":
-        """Read an exported directory. Raises ConversionError naming the file that is missing or does not fit."""
-        config = read_model_config(directory)
-        weights_path, tokenizer_path = directory / WEIGHTS_FILE, directory / MODEL_FILE
-        model = model_on_meta(config)
-        try:
-            with safetensors.safe_open(weights_path, framework="pt") as file:
-                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
-            model.load_state_dict(weights, assign=True)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise ConversionError(f"{weights_path}: does not hold the weights of config.json: {error}") from None
-        try:
-            proto = tokenizer_path.read_bytes()
-            processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        except (OSError, RuntimeError) as error:
-            raise ConversionError(f"{tokenizer_path}: not a sentencepiece model that can be read: {error}") from None
-        return FillMask(model, Tokenizer(processor, hashlib.sha256(proto).hexdigest()))
+    def load(path: Path) -> "FillMask":
+        """Open an exported directory, or anything else that launch/convert.py reads and that has a tokenizer.
+
+        Raises ValueError (ConversionError, TokenizerError and others) naming the file that is missing, damaged or of
+        another model.
+        """
+        source = open_source(path)
+        if missing := source.missing():
+            raise ConversionError(
+                f"{path}: lacks {', '.join(missing[:3])}, without which masks cannot be filled; take a model that has"
+                " its mask decoder"
+            )
+        tokenizer = load_tokenizer(source)
+        if tokenizer is None:
+            raise ConversionError(
+                f"{path}: has no tokenizer (spm.model, or vocab.json and merges.txt); copy the model's own into it"
+            )
+        model = model_on_meta(source.config)
+        model.load_state_dict(dict(source.weights), assign=True)
+        return FillMask(model, tokenizer)
 
     def encode(self, sentence: str) -> list[int]:
-        """The ids of a sentence with [CLS] and [SEP]. [MASK] is the mask, other text beside it is cut as if a word
-        stood there, as in training: no space sign where the sentence has no space."""
-        first, *others = sentence.split(MASK_PIECE)
-        ids = [self.tokenizer.cls_id, *self._pieces(first)]
-        lead = len(self._pieces(_STANDING_IN))
-        for part in others:
-            ids += [self.tokenizer.mask_id, *self._pieces(_STANDING_IN + part)[lead:]]
-        return [*ids, self.tokenizer.sep_id]
-
-    def _pieces(self, text: str) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode([text])[0]]
+        """The ids of a sentence with [CLS] and [SEP]. [MASK] is the mask, see `Tokenizer.encode_masked`."""
+        return [self.tokenizer.cls_id, *self.tokenizer.encode_masked(sentence), self.tokenizer.sep_id]
 
     def batch(self, sentence: str) -> MaskedBatch:
         """The sentence as one row, to be predicted at each [MASK].
@@ -102,13 +91,13 @@ class FillMask:
         ]
 
     def _word(self, token: int) -> str:
-        text = self.tokenizer.piece(token).replace("▁", "")
+        text = self.tokenizer.text_of(token)
         return (text or "▁") if self._starts_word[token] else "##" + text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="written by launch/convert.py --to huggingface")
+    parser.add_argument("model", type=Path, help="written by launch/convert.py, or a run, or a released model")
     parser.add_argument("sentence", help="text with one or more [MASK]")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="words for each mask (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -116,7 +105,7 @@ def main() -> int:
     if arguments.top < 1:
         parser.error(f"--top {arguments.top}: give 1 or more")
     try:
-        filled = FillMask.load(arguments.directory).top(arguments.sentence, arguments.top)
+        filled = FillMask.load(arguments.model).top(arguments.sentence, arguments.top)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ MANIFEST_FILE = "manifest.json"
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC, _INDEX_VERSION, _INT32_CODE = b"MMIDIDX\x00\x00", 1, 4
 _DTYPE = np.dtype("<i4")
-_TOKENIZER_KEYS = ("vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id", "sentencepiece_version")
+_TOKENIZER_KEYS = ("vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id")
 _MANIFEST_KEYS = ("tokenizer_sha256", *_TOKENIZER_KEYS, "unknown_tokens", "unigram_entropy_nats")
 
 
@@ -80,11 +80,11 @@ def write_manifest(
 
     `tokenizer` is Tokenizer.describe(), `token_counts` how often each id occurs in the split.
     """
+    renamed = {"kind": "tokenizer_kind", "sha256": "tokenizer_sha256"}
     manifest = {
         "format_version": FORMAT_VERSION,
         "fingerprint": _fingerprint(shards),
-        "tokenizer_sha256": tokenizer["sha256"],
-        **{key: tokenizer[key] for key in _TOKENIZER_KEYS},
+        **{renamed.get(key, key): value for key, value in tokenizer.items()},
         "dtype": "int32",
         **{key: sum(s[key] for s in shards) for key in ("tokens", "documents", "sequences", "unknown_tokens")},
         "unigram_entropy_nats": _entropy_nats(token_counts),

@@ -1,166 +1,257 @@
-"""The tokenizer of a data set: a sentencepiece model, the special ids, and what masking must know of each piece.
+"""The tokenizer of a data set: a model that cuts text into pieces, the special ids, and tokens added after [MASK].
 
-The ids are those of the released V2/V3 tokenizers: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3 are pieces of the model, [MASK]
-comes after its last piece.
+Ids: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3, the other pieces, [MASK], then the added tokens. With the 128,000 pieces of V2
+and V3 added tokens begin at 128,001 and so take the spare rows of a released model's 128,100 first.
 """
 
-import hashlib
 import json
-import unicodedata
+import re
+from itertools import groupby
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 
-FORMAT_VERSION = 1
-MODEL_FILE, METADATA_FILE = "spm.model", "metadata.json"
-SPECIAL_PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
-PAD_ID, CLS_ID, SEP_ID, UNK_ID = range(4)
-MASK_PIECE = "[MASK]"
-
-WORD_START, SPECIAL, PUNCTUATION, UNSPACED_SCRIPT = 1, 2, 4, 8
-"""Bits of `Tokenizer.flags`."""
-
-_SPACE = "\u2581"
-_UNSPACED_RANGES = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Myanmar
-    (0x1780, 0x17FF),  # Khmer
-    (0x19E0, 0x19FF),  # Khmer symbols
-    (0x2E80, 0x2FDF),  # Han radicals
-    (0x3005, 0x3007),  # Han iteration mark and zero
-    (0x3040, 0x30FF),  # kana
-    (0x31F0, 0x31FF),  # kana extensions
-    (0x3400, 0x4DBF),  # Han
-    (0x4E00, 0x9FFF),
-    (0xA9E0, 0xA9FF),  # Myanmar extensions
-    (0xAA60, 0xAA7F),
-    (0xF900, 0xFAFF),  # Han compatibility
-    (0xFF66, 0xFF9F),  # half-width kana
-    (0x20000, 0x3FFFF),  # Han supplements
+from deberta_scale.data.tokenizer_directory import (
+    FORMAT_VERSION,
+    METADATA_FILE,
+    identity,
+    open_directory,
 )
+from deberta_scale.data.tokenizer_pieces import (
+    CLS_ID,
+    MASK_PIECE,
+    PAD_ID,
+    PUNCTUATION,
+    SEP_ID,
+    SPECIAL,
+    SPECIAL_PIECES,
+    UNK_ID,
+    UNSPACED_SCRIPT,
+    WORD_START,
+    Pieces,
+    TokenizerError,
+)
+from deberta_scale.data.tokenizer_sentencepiece import MODEL_FILE, SentencePieces
 
+__all__ = [
+    "CLS_ID",
+    "FORMAT_VERSION",
+    "MASK_PIECE",
+    "METADATA_FILE",
+    "MODEL_FILE",
+    "PAD_ID",
+    "PUNCTUATION",
+    "SEP_ID",
+    "SPECIAL",
+    "SPECIAL_PIECES",
+    "UNK_ID",
+    "UNSPACED_SCRIPT",
+    "WORD_START",
+    "Tokenizer",
+    "TokenizerError",
+]
 
-class TokenizerError(ValueError):
-    """A tokenizer directory that cannot be used. The message names the file."""
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""Unicode's, which is what `tokenizers` strips; Python strips a few control characters as well."""
 
 
 class Tokenizer:
-    """A loaded tokenizer directory (`spm.model`, `metadata.json`)."""
+    """A loaded tokenizer directory."""
 
     pad_id, cls_id, sep_id, unk_id = PAD_ID, CLS_ID, SEP_ID, UNK_ID
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, sha256: str) -> None:
-        self.processor = processor
-        self.sha256 = sha256
-        """Of spm.model, hexadecimal."""
-        self.pieces: int = processor.piece_size()
-        self.mask_id = self.pieces
-        self.vocabulary_size = self.pieces + 1
+    def __init__(
+        self,
+        model: sentencepiece.SentencePieceProcessor | Pieces,
+        sha256: str = "",
+        added_tokens: tuple[str, ...] = (),
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """`model` is a sentencepiece processor, whose file has the digest `sha256`, or any other kind of pieces.
+
+        Raises TokenizerError for an added token that is empty, special or there twice.
+        """
+        if isinstance(model, sentencepiece.SentencePieceProcessor):
+            model = SentencePieces(model, sha256)
+        self.model: Pieces = model
+        self.added_tokens = added_tokens
+        self.training = training
+        """What data_prep/train_tokenizer.py recorded, for people."""
+        self.sha256 = identity(self.model.sha256, added_tokens)
+        """Hexadecimal; another for other added tokens. Without any, that of spm.model, or of the byte pairs."""
+        self.mask_id = self.model.mask_id
+        self.pieces = self.mask_id if self.mask_id >= self.model.size - 1 else self.model.size
+        """Ids of pieces are below this. [MASK] is not counted where it comes last."""
+        self._first_added = max(self.model.size, self.mask_id + 1)
+        self.vocabulary_size = self._first_added + len(added_tokens)
+        ids = {MASK_PIECE: self.mask_id}
+        for number, token in enumerate(added_tokens):
+            if not token or token in SPECIAL_PIECES or token in ids:
+                raise TokenizerError(f"added token {token!r} is empty, special or there twice; leave it out")
+            ids[token] = self._first_added + number
+        self.id_of_token = ids
+        """Of [MASK] and the added tokens."""
+        self._any_added, self._mask_or_added = _any_of(added_tokens), _any_of(tuple(ids))
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        """Read and check a tokenizer directory.
+        """Read and check a tokenizer directory: one of ours, or one as released (see tokenizer_directory).
 
-        Raises TokenizerError when a file is missing or damaged, when `spm.model` is not the one the metadata
-        describes, or when another version of sentencepiece made it: versions cut some texts differently, and the
-        tokens of one data set must come from one.
+        One of ours is refused when another version of sentencepiece made it: versions cut some texts differently, and
+        the tokens of one data set must come from one. A released one names no version; data preparation writes the
+        installed one down beside the shards, and from then on it is held to that. Raises TokenizerError when a file is
+        missing or damaged, or not the one the metadata describes.
         """
-        model_path, metadata_path = directory / MODEL_FILE, directory / METADATA_FILE
+        opened = open_directory(directory)
+        metadata = opened.metadata
+        training = None if metadata is None else metadata.get("training")
         try:
-            metadata: Any = json.loads(metadata_path.read_text(encoding="utf-8"))
-            model = model_path.read_bytes()
-        except OSError as error:
-            raise TokenizerError(
-                f"{error.filename}: cannot be read ({error.strerror}); a tokenizer directory is what"
-                " data_prep/train_tokenizer.py writes"
-            ) from None
-        except ValueError as error:
-            raise TokenizerError(f"{metadata_path}: not valid JSON ({error})") from None
-        if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
-            raise TokenizerError(f"{metadata_path}: not the metadata of a tokenizer of format version {FORMAT_VERSION}")
-        sha256 = hashlib.sha256(model).hexdigest()
-        if metadata.get("sha256") != sha256:
-            raise TokenizerError(
-                f"{model_path}: its sha256 is {sha256[:16]}..., {METADATA_FILE} says"
-                f" {str(metadata.get('sha256'))[:16]}...; the model was changed or damaged, copy the directory again"
-            )
-        made_by, here = metadata.get("sentencepiece_version"), sentencepiece.__version__
-        if made_by != here:
-            raise TokenizerError(
-                f"{directory}: made with sentencepiece {made_by}, installed is {here}, which cuts some texts"
-                f" differently; pip install sentencepiece=={made_by}, or train the tokenizer again"
-            )
-        tokenizer = Tokenizer(sentencepiece.SentencePieceProcessor(model_proto=model), sha256)
-        tokenizer._check_ids(metadata, directory)
+            tokenizer = Tokenizer(opened.pieces, added_tokens=opened.added_tokens, training=training)
+        except TokenizerError as error:
+            raise TokenizerError(f"{directory}: {error}") from None
+        if metadata is not None:
+            for key, value in tokenizer.describe().items():
+                if metadata.get(key) != value and key != "tokenizers_version":
+                    raise TokenizerError(
+                        f"{directory / METADATA_FILE}: {key} is {metadata.get(key)!r}, {opened.model_file} gives"
+                        f" {value!r}"
+                    )
         return tokenizer
 
-    def _check_ids(self, metadata: dict[str, Any], directory: Path) -> None:
-        found = tuple(self.processor.id_to_piece(i) for i in range(len(SPECIAL_PIECES)))
-        if found != SPECIAL_PIECES:
-            raise TokenizerError(
-                f"{directory / MODEL_FILE}: its first pieces are {', '.join(found)}; expected"
-                f" {', '.join(SPECIAL_PIECES)}, as data_prep/train_tokenizer.py makes them"
-            )
-        for key, value in self.describe().items():
-            if metadata.get(key) != value:
-                raise TokenizerError(
-                    f"{directory / METADATA_FILE}: {key} is {metadata.get(key)!r}, {MODEL_FILE} gives {value!r}"
-                )
+    @property
+    def kind(self) -> str:
+        """`sentencepiece` or `byte_pair`."""
+        return self.model.kind
+
+    @property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        """Of a sentencepiece tokenizer only."""
+        assert isinstance(self.model, SentencePieces), f"a {self.kind} tokenizer has no sentencepiece processor"
+        return self.model.processor
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of the tokenizer."""
-        names = ("pieces", "vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id", "sha256")
-        return {name: getattr(self, name) for name in names} | {"sentencepiece_version": sentencepiece.__version__}
+        names = ("kind", "pieces", "vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id", "sha256")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "added_tokens": list(self.added_tokens),
+            **self.model.versions(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """What metadata.json says."""
+        training = {} if self.training is None else {"training": self.training}
+        return {"format_version": FORMAT_VERSION, **self.describe(), **training}
+
+    def files(self) -> dict[str, bytes]:
+        """The directory that `load` reads, by file name: the model's own files and metadata.json."""
+        return self.model.files() | {METADATA_FILE: (json.dumps(self.metadata(), indent=2) + "\n").encode()}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, int32, without special tokens."""
-        encoded: list[np.ndarray] = self.processor.encode(texts, return_type="numpy", num_threads=1)
-        return encoded
+        """The ids of each text, int32, without special tokens. Text that spells a special piece is text."""
+        if not self.added_tokens:
+            return self.model.encode(texts)
+        found = [self._cut(text, self._any_added) for text in texts]
+        plain = iter(self.model.encode([parts[0] for parts in found]))
+        return [self._joined(next(plain), parts[1:]) for parts in found]
+
+    def encode_masked(self, text: str) -> list[int]:
+        """As `encode`, and [MASK] in the text is the mask.
+
+        Text beside a mask, as beside an added token, is cut as if a word stood there: no space sign where the text has
+        no space, and the space before it is part of the hidden word.
+        """
+        first, *rest = self._cut(text, self._mask_or_added)
+        ids: list[int] = self._joined(self.model.encode([first])[0], rest).tolist()
+        return ids
+
+    def _cut(self, text: str, tokens: re.Pattern[str]) -> list[Any]:
+        """[text, id, text, id, text, ...]. The white space before a token is part of it."""
+        parts: list[Any] = tokens.split(text)
+        for place in range(1, len(parts), 2):
+            parts[place - 1] = parts[place - 1].rstrip(_WHITE_SPACE)
+            parts[place] = self.id_of_token[parts[place]]
+        return parts
+
+    def _joined(self, first: np.ndarray, rest: list[Any]) -> np.ndarray:
+        arrays = [first]
+        for token, text in zip(rest[::2], rest[1::2], strict=True):
+            arrays.append(np.array([token], dtype=np.int32))
+            if text:
+                arrays.append(self.model.encode_after(text))
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays).astype(np.int32, copy=False)
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
-        """Text for people to read. [PAD], [CLS] and [SEP] vanish; [MASK] stands as a word of its own."""
-        parts: list[list[int]] = [[]]
+        """Text for people to read. [PAD], [CLS] and [SEP] vanish; [MASK] and added tokens are words of their own."""
+        segments: list[list[int]] = [[]]
         for token in map(int, ids):
-            if token == self.mask_id:
-                parts.append([])
+            if token in (PAD_ID, CLS_ID, SEP_ID):
+                segments.append([])
             else:
-                parts[-1].append(token)
-        return f" {MASK_PIECE} ".join(self.processor.decode(part) for part in parts).strip()
+                segments[-1].append(token)
+        return " ".join(text for text in map(self._text_of_segment, segments) if text)
+
+    def _text_of_segment(self, ids: list[int]) -> str:
+        text = ""
+        for is_piece, run in groupby(ids, lambda token: token < self._first_added and token != self.mask_id):
+            tokens = list(run)
+            text += self.model.decode(tokens) if is_piece else "".join(f" {self.piece(token)}" for token in tokens)
+        return text.strip()
 
     def piece(self, token: int) -> str:
         """The piece of an id below `vocabulary_size`."""
-        return MASK_PIECE if token == self.mask_id else str(self.processor.id_to_piece(int(token)))
+        if token >= self._first_added:
+            return self.added_tokens[int(token) - self._first_added]
+        return MASK_PIECE if token == self.mask_id else self.model.piece(token)
+
+    def text_of(self, token: int) -> str:
+        """The piece of an id as people read it, without the sign that stands for a space."""
+        if token == self.mask_id or token >= self._first_added:
+            return self.piece(token)
+        return self.model.text_of(token)
 
     def flags(self) -> np.ndarray:
         """[vocabulary_size] uint8, bits WORD_START, SPECIAL, PUNCTUATION and UNSPACED_SCRIPT of each id.
 
         A piece starts a word when it begins with the space sign, when it is one punctuation mark (official
         `part_of_whole_word`), or when it is of a script without spaces, where a "word" would else be a sentence.
-        A byte piece `<0xNN>` starts none: bytes are parts of one character, and join what stands before them.
-        Control, unknown and unused pieces and [MASK] are special: never masked, never a random replacement.
+        Control, unknown and unused pieces and [MASK] are special: never masked, never a random replacement. An added
+        token is a word.
         """
-        flags = np.zeros(self.vocabulary_size, dtype=np.uint8)
-        for token in range(self.pieces):
-            flags[token] = self._flags_of(token)
+        flags = np.full(self.vocabulary_size, WORD_START, dtype=np.uint8)
+        flags[: self.model.size] = self.model.flags()
         flags[self.mask_id] = SPECIAL
         return flags
 
-    def _flags_of(self, token: int) -> int:
-        processor = self.processor
-        if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
-            return SPECIAL
-        if processor.is_byte(token):
-            return 0
-        piece = processor.id_to_piece(token)
-        text = piece.replace(_SPACE, "")
-        is_punctuation = bool(text) and all(map(_is_punctuation, text))
-        is_unspaced = any(low <= ord(c) <= high for c in text for low, high in _UNSPACED_RANGES)
-        starts = piece.startswith(_SPACE) or is_unspaced or (is_punctuation and len(piece) == 1)
-        return WORD_START * starts | PUNCTUATION * is_punctuation | UNSPACED_SCRIPT * is_unspaced
+    def problem_of_adding(self, token: str) -> str | None:
+        """Why `token` had better not be added to this tokenizer, and what to do; None when it can be."""
+        if not token.strip(_WHITE_SPACE):
+            return "it is empty; give a token that has more than white space"
+        if token != token.strip(_WHITE_SPACE) or "\n" in token:
+            return "it begins or ends with white space, or holds a line feed, which no paragraph does; leave that out"
+        if token in (*SPECIAL_PIECES, MASK_PIECE):
+            return "the tokenizer has it, as a special piece; leave it out"
+        if token in self.added_tokens:
+            return f"it was added before, with the id {self.id_of_token[token]}; leave it out"
+        if piece := self.model.spelled(token):
+            return f"it is already the piece {piece!r} of the vocabulary; leave it out"
+        return None
 
 
-def _is_punctuation(character: str) -> bool:
-    """Unicode punctuation, and the ASCII symbols that BERT's tokenizers count as such."""
-    return unicodedata.category(character).startswith("P") or character in "$+<=>^`|~"
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Where any of them stands in a text, the longest that begins there. One group, so that a split keeps them."""
+    return re.compile(f"({_tree_pattern(list(tokens))})")
+
+
+def _tree_pattern(endings: list[str]) -> str:
+    """Alternatives by what they begin with, so that thousands of words are not tried one after the other."""
+    shared = commonprefix(endings)  # noqa: RUF071 - of characters, these are no paths
+    following: dict[str, list[str]] = {}
+    for ending in (ending.removeprefix(shared) for ending in endings):
+        following.setdefault(ending[:1], []).append(ending)
+    may_end = "?" if following.pop("", None) else ""
+    branches = "|".join(map(_tree_pattern, following.values()))
+    return re.escape(shared) + (f"(?:{branches}){may_end}" if branches else "")

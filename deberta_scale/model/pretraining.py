@@ -9,7 +9,7 @@ from torch import nn
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
 from deberta_scale.model.emd import PredictionHead, decode_masks
-from deberta_scale.model.encoder import Deberta, Encoded
+from deberta_scale.model.encoder import Deberta, Encoded, initialise
 
 
 class PretrainingModel(nn.Module):
@@ -20,7 +20,7 @@ class PretrainingModel(nn.Module):
         self.config = config
         self.deberta = Deberta(config, checkpoint_activations)
         self.lm_predictions = nn.ModuleDict({"lm_head": PredictionHead(config)})
-        self.apply(lambda module: _initialise(module, config.initializer_range))
+        self.apply(lambda module: initialise(module, config.initializer_range))
 
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the cross-entropies in nats, number of predicted tokens, number predicted right), each a scalar."""
@@ -43,11 +43,3 @@ class PretrainingModel(nn.Module):
         positions = self.deberta.embeddings.position_embeddings(places)
         encoder = self.deberta.encoder
         return encoder.run(decode_masks, encoder.layer[-1], encoded, positions, batch)
-
-
-def _initialise(module: nn.Module, standard_deviation: float) -> None:
-    """As the official code: normal weights and zero biases for linear layers and tables; others keep torch's."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=standard_deviation)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

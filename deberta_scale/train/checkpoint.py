@@ -5,7 +5,6 @@ Layout of `checkpoints/step-NNNNNNNN/`: `engine/` (DeepSpeed's files), `random/r
 DeepSpeed's own `latest` file is neither atomic nor after a barrier, and is not used.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from deberta_scale.durable import sync, write_durably
+from deberta_scale.durable import digest_of, sync, write_durably
 from deberta_scale.train import distributed
 from deberta_scale.train.state import TrainState
 
@@ -81,12 +80,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if content["format_version"] != FORMAT_VERSION:
         raise CheckpointError(f"{manifest} has format {content['format_version']}, this version reads {FORMAT_VERSION}")
     return content
-
-
-def digest_of(path: Path) -> str:
-    """128-bit blake2b of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def describe_files(partial: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:

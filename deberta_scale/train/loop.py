@@ -3,6 +3,8 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from deberta_scale.train import checkpoint, distributed
 from deberta_scale.train import engine as engines
 from deberta_scale.train.distributed import Launch
 from deberta_scale.train.guards import FiniteCheck, NonFiniteError, NothingToPredictError
+from deberta_scale.train.initial_weights import InitialModel, take_weights
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.metrics import Interval, RunLog, Totals, duration, measure_matmul_flops, progress_line
 from deberta_scale.train.run_directory import prepare
@@ -66,8 +69,13 @@ def evaluate(engine: Any, loader: MaskedLoader, sequences: int) -> Interval:
 class Run:
     """One process's part of a pretraining run, from the config to the last checkpoint."""
 
-    def __init__(self, config: Config, launch: Launch) -> None:
-        """Build data, model and engine, and resume. Raises ValueError on all ranks when one of them cannot start."""
+    def __init__(
+        self, config: Config, launch: Launch, open_initial: Callable[[Path], InitialModel] | None = None
+    ) -> None:
+        """Build data, model and engine, and resume or, with `init_from`, take weights through `open_initial`.
+
+        Raises ValueError on all ranks when one of them cannot start.
+        """
         self.config = config
         device = engines.start_process_group(launch)
         distributed.set_threads(launch)
@@ -79,6 +87,10 @@ class Run:
         torch.manual_seed(config.seed)
         checkpointing = config.engine.activation_checkpointing == "non_reentrant"
         model = PretrainingModel(config.model, checkpoint_activations=checkpointing)
+        if chosen is None and config.init_from is not None:
+            assert open_initial is not None
+            begin_with = partial(open_initial, config.init_from)
+            notes += distributed.together(lambda: take_weights(model, begin_with(), config.data.shards / "tokenizer"))
         self.engine = engines.build_engine(config, model, launch, device)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs between ranks
         self.step = 0 if chosen is None else self._resume(chosen)

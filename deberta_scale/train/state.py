@@ -52,7 +52,7 @@ def trajectory_of(config: Config) -> dict[str, object]:
     tree = config.model_dump(mode="json")
     keys = [f"model.{key}" for key in tree["model"]]
     keys += ["data.sequence_length", "data.packing", "data.masking", "batch.sequences", "seed"]
-    keys += ["engine.zero_stage", "engine.precision"]
+    keys += ["engine.zero_stage", "engine.precision", "init_from"]
     found: dict[str, object] = {}
     for key in keys:
         section, _, name = key.rpartition(".")

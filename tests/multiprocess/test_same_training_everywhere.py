@@ -10,7 +10,8 @@ import torch
 
 from data_prep.inputs import Reading, find_inputs
 from data_prep.tokenize_corpus import tokenize
-from deberta_scale.config import Config, load
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
 from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.train.optim import parameter_groups

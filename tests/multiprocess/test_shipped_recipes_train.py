@@ -19,6 +19,7 @@ SMALLER = [
     "train.steps=2",
     "train.log_every_steps=1",
     "train.evaluate_sequences=8",
+    "init_from=null",  # what the sources of continued runs become is in test_init_from.py
 ]
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from deberta_scale.batch import MaskedBatch
-from deberta_scale.config import Config, load
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
 from deberta_scale.data.loader import StepData
 from deberta_scale.train import distributed
 from deberta_scale.train.loop import Run, pretrain_step

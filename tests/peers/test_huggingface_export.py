@@ -1,55 +1,29 @@
 """What is exported means the same to stock transformers as to us."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from deberta_scale.config import ModelConfig, load
+from deberta_scale.config_file import load
 from deberta_scale.convert import huggingface
-from deberta_scale.convert.consolidate import Weights
 from deberta_scale.convert.fill_mask import FillMask
-from deberta_scale.convert.huggingface import ConversionError, export, read_model_config
+from deberta_scale.convert.hub_config import read_model_config
+from deberta_scale.convert.huggingface import export
+from deberta_scale.convert.source import ConversionError, Weights
 from deberta_scale.data.tokenizer import Tokenizer
-from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.train import checkpoint
+from tests.exporting import CONFIGS, export_all, random_model, source_of, without
 from tests.launching import ROOT
 from tests.rows import small_model_config
 
 transformers = pytest.importorskip("transformers", reason="the peer to compare with; pip install '.[peers]'")
-
-MODELS: dict[str, dict[str, Any]] = {
-    "V3": {},
-    "V2-XLarge, narrow words": {"conv_kernel_size": 3, "embedding_size": 24},
-    "V1": {
-        "share_att_key": False,
-        "position_buckets": 0,
-        "max_relative_positions": 20,
-        "norm_rel_ebd": "none",
-        "pos_att_type": ("c2p", "p2c"),
-    },
-    "c2p only": {"pos_att_type": ("c2p",)},
-    "p2c only": {"pos_att_type": ("p2c",), "share_att_key": False, "conv_kernel_size": 5, "conv_act": "tanh"},
-}
-BASELINE: dict[str, Any] = {
-    "vocab_size": 640,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "baseline": True,
-}
-CONFIGS = {name: small_model_config(vocab_size=640, **changes) for name, changes in MODELS.items()}
-CONFIGS["baseline"] = ModelConfig(**BASELINE)
-CONFIGS["baseline, narrow words"] = ModelConfig(**BASELINE, embedding_size=24)
 
 TEXTS = [
     "She was very [MASK] to see him.",
@@ -65,27 +39,9 @@ TEXTS = [
 ]
 
 
-def weights_of(model: PretrainingModel) -> Weights:
-    tensors = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Weights(Path("random"), 7, shapes, lambda name: tensors[name].clone())
-
-
-def random_model(config: ModelConfig) -> PretrainingModel:
-    torch.manual_seed(1)
-    model = PretrainingModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and LayerNorms too
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, prepared_shards: Path) -> dict[str, Path]:
-    parent = tmp_path_factory.mktemp("exported")
-    for name, config in CONFIGS.items():
-        export(weights_of(random_model(config)), config, prepared_shards / "tokenizer", parent / name)
-    return {name: parent / name for name in CONFIGS}
+    return export_all(tmp_path_factory.mktemp("exported"), prepared_shards / "tokenizer")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -151,24 +107,65 @@ def test_stock_tokenizer_sees_masks_as_fill_mask_does(exported: dict[str, Path])
     assert stock.decode(stock("naïve 😀 text").input_ids, skip_special_tokens=True) == "naïve 😀 text"
 
 
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+@pytest.mark.parametrize("name", ["V3", "V2-XLarge, narrow words", "V1"])
+def test_stock_heads_start_from_the_whole_encoder(exported: dict[str, Path], name: str, head: str) -> None:
+    automatic = getattr(transformers, f"AutoModelFor{head}")
+    stock, loading = automatic.from_pretrained(exported[name], trust_remote_code=False, output_loading_info=True)
+    assert type(stock) is getattr(transformers, f"DebertaV2For{head}")
+    assert all(key.startswith(("classifier.", "pooler.", "qa_outputs.")) for key in loading["missing_keys"])
+    saved = random_model(CONFIGS[name]).deberta.state_dict()
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in stock.deberta.state_dict().items())
+
+
+def test_a_source_without_tokenizer_gives_a_model_without(tmp_path: Path) -> None:
+    (note,) = export(source_of(random_model(CONFIGS["V3"]), tokenizer=None), tmp_path / "out")
+    assert note.startswith("no tokenizer: random has none; copy the files of the one that")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "modeling_deberta_scale.py", "README.md"}
+    assert note in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("lacking", ["deberta.embeddings.position_embeddings", "lm_predictions."])
+def test_a_source_without_decoder_gives_an_encoder(prepared_shards: Path, tmp_path: Path, lacking: str) -> None:
+    model, out = random_model(CONFIGS["V3"]), tmp_path / "out"
+    whole = source_of(model, prepared_shards / "tokenizer")
+    source = dataclasses.replace(whole, weights=without(whole, lacking), notes=("it was found in the attic",))
+    from_source, own = export(source, out)
+    assert from_source == "it was found in the attic"
+    assert own.startswith(f"cannot fill masks: random lacks {lacking}")
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    assert not (out / "modeling_deberta_scale.py").exists()
+    card = (out / "README.md").read_text()
+    assert own in card and from_source in card and "pipeline(" not in card
+    stock = transformers.AutoModel.from_pretrained(out)
+    assert torch.equal(
+        stock.state_dict()["embeddings.word_embeddings.weight"],
+        whole.weights.read("deberta.embeddings.word_embeddings.weight"),
+    )
+    with pytest.raises(ConversionError, match="without which masks cannot be filled"):
+        FillMask.load(out)
+
+
 def test_refusals(prepared_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, tokenizer = CONFIGS["V3"], prepared_shards / "tokenizer"
-    weights = weights_of(random_model(config))
+    source = source_of(random_model(config), tokenizer)
     used = tmp_path / "used"
     used.mkdir()
     (used / "mine").touch()
     with pytest.raises(ValueError, match="used exists and is not empty"):
-        export(weights, config, tokenizer, used)
+        export(source, used)
     wide = small_model_config(vocab_size=640, attention_head_size=24)
     with pytest.raises(ConversionError, match="attention_head_size 24 is not hidden_size 32"):
-        export(weights_of(random_model(wide)), wide, tokenizer, tmp_path / "out")
+        export(source_of(random_model(wide), tokenizer), tmp_path / "out")
     with pytest.raises(ConversionError, match="601 ids, the model 90 rows"):
-        export(weights, small_model_config(), tokenizer, tmp_path / "out")
+        export(dataclasses.replace(source, config=small_model_config()), tmp_path / "out")
     with pytest.raises(ConversionError, match=r"rel_embeddings.weight has shape \(32, 32\), .* \(128, 32\)"):
-        export(weights, small_model_config(vocab_size=640, position_buckets=0), tokenizer, tmp_path / "out")
+        linear = small_model_config(vocab_size=640, position_buckets=0)
+        export(dataclasses.replace(source, config=linear), tmp_path / "out")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ConversionError, match=r"needs tokenizers, .* 'deberta-scale\[peers\]'"):
-        export(weights, config, tokenizer, tmp_path / "out")
+        export(source, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == [used]
 
 
@@ -177,10 +174,9 @@ def test_a_failed_export_leaves_nothing(prepared_shards: Path, tmp_path: Path, m
         path.write_bytes(b"half of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(huggingface, "_write_weights", full_disk)
+    monkeypatch.setattr(huggingface, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
-        config = CONFIGS["V3"]
-        export(weights_of(random_model(config)), config, prepared_shards / "tokenizer", tmp_path / "out")
+        export(source_of(random_model(CONFIGS["V3"]), prepared_shards / "tokenizer"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

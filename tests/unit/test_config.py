@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta_scale.config import ConfigError, load
+from deberta_scale.config import ConfigError
+from deberta_scale.config_file import load
 
 MINIMAL = """
 run_dir: runs/x
@@ -109,5 +110,5 @@ def test_config_cannot_be_changed_after_reading(minimal: Path) -> None:
 
 
 def test_validation_needs_no_torch(minimal: Path) -> None:
-    program = f"import sys, deberta_scale.config as c; c.load({str(minimal)!r}); assert 'torch' not in sys.modules"
+    program = f"import sys, deberta_scale.config_file as c; c.load({str(minimal)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta_scale.config import Config, load
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
 from deberta_scale.model.sizes import SIZES, parameter_count
 from deberta_scale.plan import make_plan
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deberta_scale.convert.consolidate import open_checkpoint, open_newest
+from deberta_scale.convert.consolidate import open_checkpoint, open_run, read_weights
+from deberta_scale.convert.source import Weights
 from deberta_scale.train import checkpoint
-from deberta_scale.train.checkpoint import CheckpointError
+from deberta_scale.train.checkpoint import CheckpointError, newest_complete, verify
 from tests.launching import start
 
 WORKER = Path(__file__).parent / "consolidate_worker.py"
@@ -30,12 +31,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def weights_of(path: Path) -> Weights:
+    """What `open_checkpoint` reads; the model trained here is none of ours and has no config.yaml."""
+    return read_weights(path, verify(path))
+
+
 @pytest.mark.parametrize(("ranks", "name"), CASES)
 def test_values_are_those_of_the_engine(trained: Path, ranks: int, name: str) -> None:
     run_dir = trained / str(ranks) / name
     expected = load_file(run_dir / "expected.safetensors")
 
-    weights = open_checkpoint(checkpoint.checkpoint_dir(run_dir, 2))
+    weights = weights_of(checkpoint.checkpoint_dir(run_dir, 2))
     found = dict(weights)
 
     assert found.keys() == weights.shapes.keys() == expected.keys(), "the tied decoder comes once, as the embedding"
@@ -47,7 +53,7 @@ def test_values_are_those_of_the_engine(trained: Path, ranks: int, name: str) ->
 
 
 def test_master_weights_are_finer_than_the_trained_16_bit_ones(trained: Path) -> None:
-    tensors = dict(open_newest(trained / "1" / "3-bf16"))
+    tensors = dict(weights_of(checkpoint.checkpoint_dir(trained / "1" / "3-bf16", 2)))
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values())
 
 
@@ -72,7 +78,7 @@ def test_an_unfinished_checkpoint_is_refused(trained: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="no COMPLETE marker"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        open_newest(path.parent.parent)
+        open_run(path.parent.parent)
 
 
 def republished(path: Path, **changes: object) -> Path:
@@ -90,13 +96,13 @@ def test_a_rank_that_was_never_collected_is_missing(trained: Path, tmp_path: Pat
     path = copied(trained, tmp_path)
     (path / "engine" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(CheckpointError, match=r"rank_1_mp_rank_00_optim_states.pt is missing"):
-        open_checkpoint(republished(path))
+        weights_of(republished(path))
 
 
 def test_a_manifest_of_another_stage_is_one_clear_message(trained: Path, tmp_path: Path) -> None:
     path = copied(trained, tmp_path, "1-bf16")
     with pytest.raises(CheckpointError, match=r"zero_pp_rank_0_mp_rank_00_model_states.pt is missing"):
-        open_checkpoint(republished(path, zero_stage=3))
+        weights_of(republished(path, zero_stage=3))
 
 
 def test_code_in_a_file_is_not_run(trained: Path, tmp_path: Path) -> None:
@@ -107,7 +113,7 @@ def test_code_in_a_file_is_not_run(trained: Path, tmp_path: Path) -> None:
     path = copied(trained, tmp_path, "1-fp32")
     torch.save({"module": Malicious()}, path / "engine" / "mp_rank_00_model_states.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        open_checkpoint(republished(path))
+        weights_of(republished(path))
     assert not (tmp_path / "was run").exists()
 
 
@@ -118,6 +124,6 @@ def test_the_newest_whole_checkpoint_is_taken(trained: Path, tmp_path: Path) -> 
     shutil.copytree(older, newer)
     (newer / "state.json").write_text("{}")
     passed_over: list[str] = []
-    assert open_newest(run_dir, passed_over.append).checkpoint == older
+    assert newest_complete(run_dir, passed_over.append) == older
     assert len(passed_over) == 1
     assert "step-00000003" in passed_over[0]

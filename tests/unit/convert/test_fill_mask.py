@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from deberta_scale.convert.fill_mask import FillMask, main
-from deberta_scale.convert.huggingface import ConversionError, hub_config
+from deberta_scale.convert.hub_config import hub_config
+from deberta_scale.convert.source import ConversionError
 from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.model.pretraining import PretrainingModel
 from tests.rows import small_model_config
@@ -108,10 +109,25 @@ def test_what_cannot_be_filled_is_said(model: PretrainingModel, tokenizer: Token
 def test_a_missing_or_damaged_file_is_named(directory: Path, name: str) -> None:
     for content in ("{}", "{"):
         (directory / name).write_text(content)
-        with pytest.raises(ConversionError, match=name):
+        with pytest.raises(ValueError, match=name):
             FillMask.load(directory)
     (directory / name).unlink()
-    with pytest.raises(ConversionError, match=name):
+    with pytest.raises(ValueError, match=name):
+        FillMask.load(directory)
+
+
+def test_a_model_without_mask_decoder_is_refused(directory: Path, model: PretrainingModel) -> None:
+    encoder = {name: tensor for name, tensor in model.state_dict().items() if "lm_predictions" not in name}
+    save_file(encoder, directory / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"lacks lm_predictions.lm_head.bias, .*; take a model that has"):
+        FillMask.load(directory)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(directory: Path) -> None:
+    narrow = PretrainingModel(small_model_config(vocab_size=600))
+    (directory / "config.json").write_text(json.dumps(hub_config(narrow.config)))
+    save_file(narrow.state_dict(), directory / "model.safetensors")
+    with pytest.raises(ConversionError, match="has 601 ids, the model 600 rows"):
         FillMask.load(directory)
 
 

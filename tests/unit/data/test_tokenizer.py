@@ -13,12 +13,12 @@ import sentencepiece
 from deberta_scale.data.tokenizer import (
     PUNCTUATION,
     SPECIAL,
-    SPECIAL_PIECES,
     UNSPACED_SCRIPT,
     WORD_START,
     Tokenizer,
     TokenizerError,
 )
+from tests.vocabularies import train_pieces
 
 MANY_SCRIPTS = [
     "The end, it was said; and so (indeed) it was! 1 + 1 = 2, a-b = c.",
@@ -43,27 +43,8 @@ def english(prepared_shards: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def flags_of_piece() -> dict[str, int]:
     """By piece, of a model with several scripts."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(MANY_SCRIPTS),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=400,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        byte_fallback=True,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece=SPECIAL_PIECES[0],
-        bos_piece=SPECIAL_PIECES[1],
-        eos_piece=SPECIAL_PIECES[2],
-        unk_piece=SPECIAL_PIECES[3],
-        user_defined_symbols=["▁very▁good", "...", "ok!"],
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    model = train_pieces(MANY_SCRIPTS, 400, own=("▁very▁good", "...", "ok!"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokenizer = Tokenizer(processor, "")
     return {tokenizer.piece(token): int(flags) for token, flags in enumerate(tokenizer.flags())}
 
@@ -79,12 +60,19 @@ def change_metadata(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("name", ["spm.model", "metadata.json"])
-def test_a_missing_file_is_named_with_what_makes_it(tokenizer_dir: Path, name: str) -> None:
-    (tokenizer_dir / name).unlink()
+def test_a_missing_file_is_named_with_what_makes_it(tokenizer_dir: Path) -> None:
+    (tokenizer_dir / "spm.model").unlink()
     message = message_on_loading(tokenizer_dir)
-    assert f"{tokenizer_dir / name}: cannot be read (No such file or directory)" in message
+    assert f"{tokenizer_dir / 'spm.model'}: cannot be read (No such file or directory)" in message
     assert "data_prep/train_tokenizer.py" in message
+
+
+def test_a_directory_without_any_tokenizer_says_what_would_be_one(tmp_path: Path) -> None:
+    message = message_on_loading(tmp_path)
+    assert message.startswith(f"{tmp_path / 'metadata.json'}: cannot be read (No such file or directory)")
+    assert "data_prep/train_tokenizer.py" in message
+    for name in ("spm.model", "vocab.json and merges.txt", "bpe_encoder.bin", "tokenizer.json"):
+        assert name in message
 
 
 def test_a_changed_model_is_refused(tokenizer_dir: Path) -> None:
@@ -108,6 +96,8 @@ def test_another_version_of_sentencepiece_is_refused_with_the_command_that_insta
         ({"format_version": 2}, "not the metadata of a tokenizer of format version 1"),
         ({"mask_id": 3}, "mask_id is 3, spm.model gives 600"),
         ({"pieces": None}, "pieces is None, spm.model gives 600"),
+        ({"kind": "words"}, "kind is 'words'; known are 'sentencepiece' and 'byte_pair'"),
+        ({"added_tokens": [3]}, "added_tokens is [3], not a list of strings"),
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(tokenizer_dir: Path, changes: dict[str, Any], expected: str) -> None:
@@ -133,6 +123,46 @@ def test_a_model_with_other_special_pieces_is_refused(tokenizer_dir: Path) -> No
     assert f"{tokenizer_dir / 'spm.model'}: {expected}" in message_on_loading(tokenizer_dir)
 
 
+def test_a_released_directory_is_a_model_alone(tokenizer_dir: Path, english: Tokenizer) -> None:
+    (tokenizer_dir / "metadata.json").unlink()
+    released = Tokenizer.load(tokenizer_dir)
+    assert released.describe() == english.describe()
+    assert released.describe()["sentencepiece_version"] == sentencepiece.__version__
+
+
+def test_a_released_directory_is_written_down_with_the_version_that_cuts_and_held_to_it(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    (tokenizer_dir / "metadata.json").unlink()
+    (tmp_path / "copy").mkdir()
+    for name, content in Tokenizer.load(tokenizer_dir).files().items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    assert Tokenizer.load(tmp_path / "copy").sha256 == Tokenizer.load(tokenizer_dir).sha256
+    change_metadata(tmp_path / "copy", sentencepiece_version="0.1.99")
+    assert "pip install sentencepiece==0.1.99" in message_on_loading(tmp_path / "copy")
+
+
+def test_metadata_of_an_older_format_without_kind_and_added_tokens_is_read(tokenizer_dir: Path) -> None:
+    path = tokenizer_dir / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in metadata.items() if k not in ("kind", "added_tokens")}))
+    assert Tokenizer.load(tokenizer_dir).metadata() == metadata
+
+
+def test_a_released_model_that_is_none_is_named(tokenizer_dir: Path) -> None:
+    (tokenizer_dir / "metadata.json").unlink()
+    (tokenizer_dir / "spm.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert message_on_loading(tokenizer_dir).startswith(f"{tokenizer_dir / 'spm.model'}: not a sentencepiece model")
+
+
+def test_a_mask_among_the_pieces_keeps_its_id(tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(train_pieces(MANY_SCRIPTS, 400, own=("[MASK]",)))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.mask_id == 4 and tokenizer.piece(4) == "[MASK]"
+    assert tokenizer.vocabulary_size == tokenizer.pieces == tokenizer.processor.piece_size()
+    assert tokenizer.flags()[4] == SPECIAL
+
+
 def test_encoding_adds_no_special_token(english: Tokenizer) -> None:
     [ids] = english.encode(["She was kind."])
     assert not any(english.flags()[ids] & SPECIAL)
@@ -143,6 +173,18 @@ def test_decoding_shows_masks_and_hides_the_frame_of_a_row(english: Tokenizer) -
     first, second = (list(ids) for ids in english.encode(["She was", "to see him."]))
     row = [english.cls_id, *first, english.mask_id, *second, english.sep_id, english.pad_id, english.pad_id]
     assert english.decode(row) == "She was [MASK] to see him."
+
+
+def test_decoding_puts_no_space_after_a_mask_where_there_is_none(english: Tokenizer) -> None:
+    assert english.decode(english.encode_masked("It was [MASK], un[MASK]able.")) == "It was [MASK], un [MASK]able."
+
+
+def test_an_unknown_character_beside_a_mask_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(train_pieces(MANY_SCRIPTS, 150, byte_fallback=False))
+    tokenizer = Tokenizer.load(tmp_path)
+    mask, unknown = tokenizer.mask_id, tokenizer.unk_id
+    assert tokenizer.encode_masked("[MASK]魑魅") == [mask, unknown]
+    assert tokenizer.encode_masked("[MASK] 魑魅") == [mask, *tokenizer.encode(["魑魅"])[0].tolist()]
 
 
 def test_flags_cover_the_whole_vocabulary(english: Tokenizer) -> None:
