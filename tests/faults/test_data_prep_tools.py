@@ -11,7 +11,7 @@ import pytest
 
 from tests.launching import ROOT
 
-TOOLS = ("train_tokenizer", "tokenize_corpus", "inspect_shards", "verify_shards")
+TOOLS = ("train_tokenizer", "tokenize_corpus", "inspect_shards", "verify_shards", "add_tokens")
 
 
 def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
