@@ -1,79 +1,50 @@
 """Turn text into shards of tokens: `tokenize_corpus.py --input PATH... --tokenizer DIR --out DIR`.
 
 Writes DIR/train, DIR/validation (shards in the Megatron layout and manifest.json) and DIR/tokenizer, a copy with a
-record of the version that cut the text. The bytes depend on input, tokenizer and options, not on the number of workers.
-A document goes to the validation split by a hash of its text, so that adding documents moves none of the others.
+record of the version that cut the text. The bytes depend on input, tokenizer and options, not on who did the work:
+one process, `--workers` of them, the ranks of `mpirun -n N python -m mpi4py data_prep/tokenize_corpus.py ...`, or the
+elements of a job array, after which the same command puts the result together. A killed run goes on when it is
+started again. A document goes to the validation split by a hash of its text, so that adding documents moves none of the
+others.
 """
 
 import argparse
-import hashlib
+import dataclasses
+import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data_prep.command import open_fraction, positive_int, report, run
 from data_prep.inputs import (
-    Document,
     InputError,
     InputFile,
     Part,
     Reading,
     add_input_arguments,
-    documents,
     find_inputs,
     in_short,
     plan_units,
     reading_of,
 )
-from deberta_scale.data.shards import ShardWriter, write_manifest
+from data_prep.share import Share, read_share, share_named
+from data_prep.tokenize_unit import SPLITS, VALIDATION, UnitWorker, join_split
+from data_prep.workplace import PREPARATION_FILE, Workplace
+from deberta_scale.data.shards import MANIFEST_FILE
 from deberta_scale.data.tokenizer import Tokenizer
-from deberta_scale.durable import published_directory
 
-TRAIN, VALIDATION = SPLITS = ("train", "validation")
 DEFAULT_SHARD_TOKENS = 2**24
 DEFAULT_VALIDATION_FRACTION = 0.05
 _BYTES_PER_TOKEN = 4
 """Of English text; only sets the size of a unit of work, so that it fills about one shard."""
-_DOCUMENTS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that one worker does alone, into shards of its own."""
-
-    number: int
-    parts: list[Part]
-    reading: Reading
-    validation_fraction: float
-    shard_tokens: int
-    directory: Path
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """What comes back from a worker: never tokens, which would cost a third of the time."""
-
-    shards: dict[str, list[dict[str, Any]]]
-    """By split; `name` is still that of the unit."""
-    token_counts: dict[str, np.ndarray]
-    empty_documents: int
-
-
-_tokenizer: Tokenizer | None = None  # of this worker process
-
-
-def _start_worker(tokenizer_dir: Path) -> None:
-    global _tokenizer
-    _tokenizer = Tokenizer.load(tokenizer_dir)
 
 
 def tokenize(
@@ -85,118 +56,115 @@ def tokenize(
     workers: int = 1,
     validation_fraction: float = DEFAULT_VALIDATION_FRACTION,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
-) -> dict[str, Any]:
-    """Write the shards of both splits and publish them. Returns the manifests by split, and the empty documents.
+    share: Share | None = None,
+) -> dict[str, Any] | None:
+    """Do this process's share of the units and, where it publishes, put the shards of both splits together.
 
-    Raises InputError, TokenizerError, or ValueError when `out` is in use or a split would be empty.
+    Returns the manifests by split and `empty_documents`; None where another process publishes. When `out` is the
+    result of this very command already, nothing is done. Raises InputError, TokenizerError, or ValueError when `out` is
+    in use otherwise or a split would be empty; a process that works alone then leaves nothing behind.
     """
+    share = share or Share(0, 1, "one process")
     tokenizer = Tokenizer.load(tokenizer_dir)
-    with published_directory(out) as partial:
-        for split in SPLITS:
-            (partial / split).mkdir()
-        units = [
-            Unit(number, parts, reading, validation_fraction, shard_tokens, partial)
-            for number, parts in enumerate(plan_units(files, reading, shard_tokens * _BYTES_PER_TOKEN))
-        ]
-        results = list(_all_units(units, tokenizer_dir, workers))
-        if not any(result.shards[split] for result in results for split in SPLITS):
-            raise InputError(f"{in_short(files)}: no text in it, nothing to tokenize")
-        manifests = {split: _finish_split(split, partial, tokenizer, results, validation_fraction) for split in SPLITS}
-        (partial / "tokenizer").mkdir()
-        for name, content in tokenizer.files().items():  # with the version that cut, which a released one does not say
-            (partial / "tokenizer" / name).write_bytes(content)
-    return manifests | {"empty_documents": sum(result.empty_documents for result in results)}
+    units = plan_units(files, reading, shard_tokens * _BYTES_PER_TOKEN)
+    plan = {
+        "format_version": 1,
+        "input": [_identity(file) for file in files],
+        "reading": dataclasses.asdict(reading),
+        "tokenizer_sha256": tokenizer.sha256,
+        "validation_fraction": validation_fraction,
+        "shard_tokens": shard_tokens,
+        "units": len(units),
+    }
+    workplace = Workplace(out, plan)
+    if workplace.is_published:
+        workplace.discard()
+        return _published(out) if share.publishes else None
+    workplace.open()
+    try:
+        worker = UnitWorker(workplace, reading, tokenizer_dir, validation_fraction, shard_tokens)
+        _do(units, share.of(range(len(units))), worker, workers)
+        share.wait_for_all()
+        if not share.publishes:
+            return None
+        return _publish(workplace, len(units), tokenizer, files, validation_fraction)
+    except (InputError, UnicodeError):
+        if share.count == 1:
+            workplace.discard()
+        raise
 
 
-def _all_units(units: list[Unit], tokenizer_dir: Path, workers: int) -> Iterator[UnitResult]:
-    """The results in the order of the units; so is the first error."""
-    progress = {"total": len(units), "unit": "unit", "disable": None}
-    if workers == 1 or len(units) < 2:
-        _start_worker(tokenizer_dir)
-        yield from tqdm(map(tokenize_unit, units), **progress)
+def _published(out: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((out / PREPARATION_FILE).read_text(encoding="utf-8"))
+    manifests = {split: json.loads((out / split / MANIFEST_FILE).read_text(encoding="utf-8")) for split in SPLITS}
+    return manifests | {"empty_documents": facts["empty_documents"]}
+
+
+def _identity(file: InputFile) -> dict[str, Any]:
+    found = file.path.stat()
+    return {"name": file.name, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def _do(units: list[list[Part]], numbers: Sequence[int], worker: UnitWorker, workers: int) -> None:
+    """Those of the units that are not done yet, in this process or several."""
+    left = [number for number in numbers if not worker.workplace.is_done(number)]
+    sizes = {number: sum(part.end - part.start for part in units[number]) for number in numbers}
+    done_bytes = sum(sizes.values()) - sum(sizes[number] for number in left)
+    progress = tqdm(total=sum(sizes.values()), initial=done_bytes, unit="B", unit_scale=True, disable=None)
+    with progress:
+        for number in _results(partial(_work, worker, units), left, workers):
+            progress.update(sizes[number])
+
+
+def _work(worker: UnitWorker, units: list[list[Part]], number: int) -> int:
+    worker.do(number, units[number])
+    return number
+
+
+def _results(work: Any, numbers: list[int], workers: int) -> Iterator[int]:
+    """Numbers as their work is done, in order; so is the first error."""
+    if workers == 1 or len(numbers) < 2:
+        yield from map(work, numbers)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(units)), context, _start_worker, (tokenizer_dir,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(numbers)), context) as pool:
         try:
-            yield from tqdm(pool.map(tokenize_unit, units), **progress)
+            yield from pool.map(work, numbers)
         except BrokenProcessPool:
-            raise ValueError("a worker process died, perhaps for lack of memory; try fewer --workers") from None
+            raise ValueError(
+                "a worker process died, perhaps for lack of memory; try fewer --workers. The same command goes on from"
+                " the last finished unit"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def tokenize_unit(unit: Unit) -> UnitResult:
-    """Tokenize the documents of a unit into its own shards, in a worker process."""
-    assert _tokenizer is not None
-    outputs = {split: _SplitOutput(unit, split, _tokenizer) for split in SPLITS}
-    empty_documents = 0
-    everything = chain.from_iterable(documents(part, unit.reading) for part in unit.parts)
-    numbered = enumerate(everything)
-    while batch := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
-        encoded = iter(_tokenizer.encode([paragraph for _, document in batch for paragraph in document]))
-        for number, document in batch:
-            sequences = [sequence for sequence in islice(encoded, len(document)) if len(sequence)]
-            if sequences:
-                outputs[_split_of(document, unit.validation_fraction)].add(number, sequences)
-            else:
-                empty_documents += 1
-    for output in outputs.values():
-        output.close_shard()
-    counts = {split: output.token_counts for split, output in outputs.items()}
-    return UnitResult({split: output.shards for split, output in outputs.items()}, counts, empty_documents)
-
-
-class _SplitOutput:
-    """The shards of one split that a unit writes: a new one whenever the last is full."""
-
-    def __init__(self, unit: Unit, split: str, tokenizer: Tokenizer) -> None:
-        self.shards: list[dict[str, Any]] = []
-        self.token_counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
-        self._unit, self._split, self._tokenizer = unit, split, tokenizer
-        self._writer: ShardWriter | None = None
-        self._first_document = self._last_document = 0
-
-    def add(self, document: int, sequences: list[np.ndarray]) -> None:
-        if self._writer is None:
-            prefix = self._unit.directory / self._split / f"unit-{self._unit.number:06d}-{len(self.shards):04d}"
-            self._writer = ShardWriter(prefix, self._tokenizer.vocabulary_size, self._tokenizer.unk_id)
-            self._first_document = document
-        self._writer.add(sequences)
-        self._last_document = document
-        if self._writer.num_tokens >= self._unit.shard_tokens:
-            self.close_shard()
-
-    def close_shard(self) -> None:
-        if self._writer is None:
-            return
-        parts = [{"input": part.file.name, "bytes": [part.start, part.end]} for part in self._unit.parts]
-        source = {"parts": parts, "documents": [self._first_document, self._last_document + 1]}
-        self.shards.append({"name": self._writer.prefix.name, **self._writer.finish(), "source": source})
-        self.token_counts += self._writer.token_counts
-        self._writer = None
-
-
-def _split_of(document: Document, validation_fraction: float) -> str:
-    digest = hashlib.blake2b("\n".join(document).encode(), digest_size=8).digest()
-    return VALIDATION if int.from_bytes(digest, "little") < validation_fraction * 2**64 else TRAIN
-
-
-def _finish_split(
-    split: str, directory: Path, tokenizer: Tokenizer, results: list[UnitResult], validation_fraction: float
+def _publish(
+    workplace: Workplace, num_units: int, tokenizer: Tokenizer, files: list[InputFile], validation_fraction: float
 ) -> dict[str, Any]:
-    """Number the shards through and write the manifest."""
-    shards = [shard for result in results for shard in result.shards[split]]
-    if not shards:
-        change = "a larger" if split == VALIDATION else "a smaller"
-        raise InputError(
-            f"no document fell into the {split} split; give {change} --validation-fraction (now"
-            f" {validation_fraction:g}) or more documents (plain text: see --document-boundary)"
-        )
-    for number, shard in enumerate(shards):
-        for ending in (".bin", ".idx"):
-            old = directory / split / f"{shard['name']}{ending}"
-            old.rename(old.with_name(f"{number:05d}{ending}"))
-        shard["name"] = f"{number:05d}"
-    token_counts = np.sum([result.token_counts[split] for result in results], axis=0)
-    return write_manifest(directory / split, tokenizer.describe(), shards, token_counts)
+    fragments = [workplace.fragment(number) for number in range(num_units)]
+    if not any(fragment["shards"][split] for fragment in fragments for split in SPLITS):
+        raise InputError(f"{in_short(files)}: no text in it, nothing to tokenize")
+    for split in SPLITS:
+        if not any(fragment["shards"][split] for fragment in fragments):
+            change = "a larger" if split == VALIDATION else "a smaller"
+            raise InputError(
+                f"no document fell into the {split} split; give {change} --validation-fraction (now"
+                f" {validation_fraction:g}) or more documents (plain text: see --document-boundary)"
+            )
+    result: dict[str, Any] = {"empty_documents": sum(fragment["empty_documents"] for fragment in fragments)}
+
+    def fill(directory: Path) -> dict[str, Any]:
+        for split in SPLITS:
+            result[split] = join_split(split, directory, workplace, fragments, tokenizer)
+        (directory / "tokenizer").mkdir()
+        for name, content in tokenizer.files().items():  # with the version that cut, which a released one does not say
+            (directory / "tokenizer" / name).write_bytes(content)
+        return {"empty_documents": result["empty_documents"]}
+
+    workplace.publish(fill)
+    return result
 
 
 def _summary(split: str, manifest: dict[str, Any]) -> str:
@@ -231,33 +199,65 @@ def main() -> int:
         default=DEFAULT_SHARD_TOKENS,
         help="a shard is closed when it holds this many; also the size of the units of work (default: %(default)s)",
     )
+    parser.add_argument(
+        "--share",
+        type=share_named,
+        metavar="I/N",
+        help="do the units I, I+N, ... (from 0) and publish nothing; SLURM job arrays and MPI say this by themselves",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args()
-
-    out = arguments.out
+    share: Share | None = arguments.share
 
     def work() -> None:
+        nonlocal share
+        share = share or read_share()
         files = find_inputs(arguments.input)
-        if not arguments.json:
-            print(f"tokenizing {len(files)} file(s) with {arguments.workers} worker(s)", flush=True)
+        if not arguments.json and share.index == 0:
+            shares = f", share {share.index} of {share.count} ({share.source})" if share.count > 1 else ""
+            print(f"tokenizing {len(files)} file(s) with {arguments.workers} worker(s){shares}", flush=True)
         result = tokenize(
             files,
             reading_of(arguments),
             arguments.tokenizer,
-            out,
+            arguments.out,
             workers=arguments.workers,
             validation_fraction=arguments.validation_fraction,
             shard_tokens=arguments.shard_tokens,
+            share=share,
         )
-        lines = [_summary(split, result[split]) for split in SPLITS]
-        if result["empty_documents"]:
-            lines.append(f"left out: {result['empty_documents']:,} documents without text")
-        lines.append(f"wrote {out}")
-        lines.append(f"next: python data_prep/inspect_shards.py {out}, or train with data.shards={out}")
-        facts = {split: {k: v for k, v in result[split].items() if k != "shards"} for split in SPLITS}
-        report(arguments.json, {"out": str(out), "empty_documents": result["empty_documents"], **facts}, lines)
+        if result is not None:
+            _report(arguments.json, arguments.out, result)
+        elif share.communicator is None:
+            report(
+                arguments.json,
+                {"out": str(arguments.out), "share": [share.index, share.count]},
+                [
+                    f"share {share.index} of {share.count} is done, in {arguments.out}.partial",
+                    "next: when all shares are, the same command without --share or array puts the result together",
+                ],
+            )
 
-    return run(work)
+    code = 1
+    try:
+        code = run(work)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        if code and share is not None:
+            share.fail_together()
+    return code
+
+
+def _report(as_json: bool, out: Path, result: dict[str, Any]) -> None:
+    lines = [_summary(split, result[split]) for split in SPLITS]
+    if result["empty_documents"]:
+        lines.append(f"left out: {result['empty_documents']:,} documents without text")
+    lines.append(f"wrote {out}")
+    lines.append(f"next: python data_prep/inspect_shards.py {out}, or train with data.shards={out}")
+    facts = {split: {k: v for k, v in result[split].items() if k != "shards"} for split in SPLITS}
+    report(as_json, {"out": str(out), "empty_documents": result["empty_documents"], **facts}, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""One unit of work: documents in, shards of both splits out; and the joining of all units' shards."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.inputs import Document, Part, Reading, documents
+from data_prep.workplace import Workplace, take_over
+from deberta_scale.data.shards import ShardWriter, write_manifest
+from deberta_scale.data.tokenizer import Tokenizer
+
+TRAIN, VALIDATION = SPLITS = ("train", "validation")
+_DOCUMENTS_AT_ONCE = 256
+_tokenizers: dict[Path, Tokenizer] = {}
+"""Loaded once in each process that works."""
+
+
+@dataclass(frozen=True)
+class UnitWorker:
+    """Does units in whatever process it is sent to. Tokens never travel between processes: that takes a third of the
+    time."""
+
+    workplace: Workplace
+    reading: Reading
+    tokenizer_dir: Path
+    validation_fraction: float
+    shard_tokens: int
+
+    def do(self, number: int, parts: list[Part]) -> None:
+        """Write a unit into the workplace. Raises InputError naming file and line."""
+        if self.tokenizer_dir not in _tokenizers:
+            _tokenizers[self.tokenizer_dir] = Tokenizer.load(self.tokenizer_dir)
+        tokenizer = _tokenizers[self.tokenizer_dir]
+        everything = chain.from_iterable(documents(part, self.reading) for part in parts)
+        with self.workplace.unit(number) as (directory, fragment):
+            outputs = {split: _SplitOutput(directory, split, parts, self.shard_tokens, tokenizer) for split in SPLITS}
+            fragment["empty_documents"] = self._tokenize(everything, tokenizer, outputs)
+            for output in outputs.values():
+                output.finish()
+            fragment["shards"] = {split: output.shards for split, output in outputs.items()}
+
+    def _tokenize(
+        self, everything: Iterable[Document], tokenizer: Tokenizer, outputs: dict[str, "_SplitOutput"]
+    ) -> int:
+        empty_documents = 0
+        numbered = iter(enumerate(everything))
+        while batch := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
+            encoded = iter(tokenizer.encode([paragraph for _, document in batch for paragraph in document]))
+            for number, document in batch:
+                sequences = [sequence for sequence in islice(encoded, len(document)) if len(sequence)]
+                if sequences:
+                    outputs[_split_of(document, self.validation_fraction)].add(number, sequences)
+                else:
+                    empty_documents += 1
+        return empty_documents
+
+
+class _SplitOutput:
+    """The shards of one split that a unit writes: a new one whenever the last is full."""
+
+    def __init__(self, directory: Path, split: str, parts: list[Part], shard_tokens: int, tokenizer: Tokenizer) -> None:
+        self.shards: list[dict[str, Any]] = []
+        self._directory, self._split, self._shard_tokens, self._tokenizer = directory, split, shard_tokens, tokenizer
+        self._sources = [{"input": part.file.name, "bytes": [part.start, part.end]} for part in parts]
+        self._token_counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+        self._writer: ShardWriter | None = None
+        self._first_document = self._last_document = 0
+
+    def add(self, document: int, sequences: list[np.ndarray]) -> None:
+        if self._writer is None:
+            prefix = self._directory / f"{self._split}-{len(self.shards):04d}"
+            self._writer = ShardWriter(prefix, self._tokenizer.vocabulary_size, self._tokenizer.unk_id)
+            self._first_document = document
+        self._writer.add(sequences)
+        self._last_document = document
+        if self._writer.num_tokens >= self._shard_tokens:
+            self._close_shard()
+
+    def finish(self) -> None:
+        """Close the last shard, and write how often each id occurs, those that do."""
+        self._close_shard()
+        ids = np.flatnonzero(self._token_counts)
+        np.savez_compressed(_counts_file(self._directory, self._split), ids=ids, counts=self._token_counts[ids])
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        source = {"parts": self._sources, "documents": [self._first_document, self._last_document + 1]}
+        self.shards.append({"name": self._writer.prefix.name, **self._writer.finish(), "source": source})
+        self._token_counts += self._writer.token_counts
+        self._writer = None
+
+
+def join_split(
+    split: str, directory: Path, workplace: Workplace, fragments: list[dict[str, Any]], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Number a split's shards through, in the order of the units, and write its manifest; returns that."""
+    (directory / split).mkdir()
+    token_counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+    shards: list[dict[str, Any]] = []
+    for unit, fragment in enumerate(fragments):
+        place = workplace.unit_directory(unit)
+        for shard in fragment["shards"][split]:
+            name = f"{len(shards):05d}"
+            for ending in (".bin", ".idx"):
+                take_over(place / f"{shard['name']}{ending}", directory / split / f"{name}{ending}")
+            shards.append(shard | {"name": name})
+        with np.load(_counts_file(place, split)) as counted:
+            token_counts[counted["ids"]] += counted["counts"]
+    return write_manifest(directory / split, tokenizer.describe(), shards, token_counts)
+
+
+def _counts_file(directory: Path, split: str) -> Path:
+    return directory / f"{split}-counts.npz"
+
+
+def _split_of(document: Document, validation_fraction: float) -> str:
+    digest = hashlib.blake2b("\n".join(document).encode(), digest_size=8).digest()
+    return VALIDATION if int.from_bytes(digest, "little") < validation_fraction * 2**64 else TRAIN
