@@ -9,7 +9,7 @@ from deberta_scale.config import ModelConfig
 
 
 def small_model_config(**changes: Any) -> ModelConfig:
-    """Two layers of 32, two heads, no dropout: V3 style unless changed."""
+    """Three layers of 32, two heads, no dropout: V3 style unless changed."""
     settings: dict[str, Any] = {
         "vocab_size": 90,
         "hidden_size": 32,
