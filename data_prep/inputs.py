@@ -1,75 +1,49 @@
-"""Text files in, documents out: plain text and JSON lines, each also compressed, whole or by byte range.
+"""Which files there are to read, cut into units of work that do not depend on who does it; and their documents.
 
-A document is the list of its paragraphs (lines without surrounding white space, never empty); a document without
-text is an empty list, so that callers can count it. Records end at a line feed only: U+2028 and its like are text.
+What the records modules know of files and documents is given on from here.
 """
 
 import argparse
-import difflib
-import json
-import zlib
+import glob
+import itertools
+import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import zstandard
+from data_prep.records import HUB_PREFIX, TABLE_KINDS, Document, InputError, InputFile, Part, Reading
+from data_prep.records_hub import find_stream, hub_documents, num_shards_of
+from data_prep.records_tables import pieces_of, saved_data_files, table_documents
+from data_prep.records_text import text_documents
 
-Document = list[str]
-_BLOCK_BYTES = 1 << 20
-_ENDINGS = tuple(kind + compression for kind in (".txt", ".jsonl") for compression in ("", ".gz", ".zst"))
-_BYTE_ORDER_MARK = "\ufeff"
+__all__ = [
+    "Document",
+    "InputError",
+    "InputFile",
+    "Part",
+    "Reading",
+    "add_input_arguments",
+    "documents",
+    "find_inputs",
+    "in_short",
+    "plan_units",
+    "reading_of",
+]
 
-
-class InputError(ValueError):
-    """Input that cannot be read as text. The message names the file and, where there is one, the line."""
-
-
-@dataclass(frozen=True)
-class InputFile:
-    path: Path
-    name: str
-    """Relative to the given path, for manifests that mean the same on every machine."""
-
-    @property
-    def kind(self) -> str:
-        """`.txt` or `.jsonl`. By the end of the name: to Path, a file called `.jsonl` has no suffix."""
-        name = self.path.name.removesuffix(self.path.suffix) if self.is_compressed else self.path.name
-        return ".jsonl" if name.endswith(".jsonl") else ".txt"
-
-    @property
-    def is_compressed(self) -> bool:
-        return self.path.suffix in (".gz", ".zst")
+_COMPRESSIONS = (".gz", ".zst")
+_ENDINGS = (*(kind + compression for kind in (".txt", ".jsonl") for compression in ("", *_COMPRESSIONS)), ".parquet")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How files are cut into documents."""
-
-    document_boundary: str = "blank-line"
-    """For plain text: `blank-line`, or `file` for one document a file."""
-    text_field: str = "text"
-    """For JSON lines: the key that holds the text."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The documents of a file that begin in the bytes [start, end)."""
-
-    file: InputFile
-    start: int
-    end: int
-
-
-def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+def add_input_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The options that say what to read, the same for every tool that reads text."""
     parser.add_argument(
         "--input",
         nargs="+",
         type=Path,
-        required=True,
+        required=required,
         metavar="PATH",
-        help="files (.txt, .jsonl, each also .gz or .zst) or directories, of which all such files are taken",
+        help="files (.txt, .jsonl, each also .gz or .zst; .parquet), directories, of which all such files are taken,"
+        " directories made by Dataset.save_to_disk, patterns like 'text/**/*.jsonl', or hub:NAME[:CONFIG]@SPLIT",
     )
     parser.add_argument(
         "--document-boundary",
@@ -78,7 +52,9 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         help="what separates documents in plain text (default: %(default)s)",
     )
     parser.add_argument(
-        "--text-field", default="text", help="key of the text in JSON lines, a string (default: %(default)s)"
+        "--text-field",
+        default="text",
+        help="key of the text in JSON lines, or column in tables: strings (default: %(default)s)",
     )
 
 
@@ -87,31 +63,29 @@ def reading_of(arguments: argparse.Namespace) -> Reading:
 
 
 def find_inputs(paths: list[Path]) -> list[InputFile]:
-    """The files that `paths` name, in order; those of a directory sorted by name.
+    """The files that `paths` name, in order; those of a directory or pattern sorted by name.
 
-    Raises InputError for a path that does not exist, a file of an unknown kind, a file named twice, a compressed file
-    without a byte in it, or a directory without any text file.
+    A path that exists is no pattern. Links are followed. Raises InputError for a path that does not exist, a pattern
+    that nothing matches, a file that is of an unknown kind, cannot be read or is named twice, a compressed file or
+    table without a byte in it, a directory without any text file, or a stream that cannot be opened.
     """
     files: list[InputFile] = []
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or directory")
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(_ENDINGS))
-            if not inside:
-                raise InputError(f"{path}: no file in this directory ends in {', '.join(_ENDINGS)}")
-            files += [InputFile(p, p.relative_to(path).as_posix()) for p in inside]
-        elif path.name.endswith(_ENDINGS):
-            files.append(InputFile(path, path.name))
+        given = str(path)
+        if "\0" in given:
+            raise InputError(f"{given!r}: no path has a zero byte in it")
+        if given.startswith(HUB_PREFIX):
+            files.append(find_stream(given))
+        elif glob.has_magic(given) and not os.path.lexists(path):
+            files += _matches(given)
         else:
-            raise InputError(f"{path}: unknown kind of file; names must end in {', '.join(_ENDINGS)}")
+            files += _found_at(path, path.name)
     seen: set[Path] = set()
     for file in files:
-        if file.path.resolve() in seen:
+        resolved = file.path if file.kind == HUB_PREFIX else file.path.resolve()
+        if resolved in seen:
             raise InputError(f"{file.path}: given twice; its documents would count double")
-        seen.add(file.path.resolve())
-        if file.is_compressed and not file.path.stat().st_size:
-            raise InputError(f"{file.path}: empty, not even a compressed text; copy or download the file again")
+        seen.add(resolved)
     return files
 
 
@@ -123,181 +97,120 @@ def in_short(files: list[InputFile]) -> str:
 def plan_units(files: list[InputFile], reading: Reading, unit_bytes: int) -> list[list[Part]]:
     """Cut the input into units of work of about `unit_bytes` on disk, whatever the number of workers.
 
-    A compressed file, or a file that is one document, is never cut.
+    A compressed file, a file that is one document, a row group, a record batch or a shard of a stream is never cut.
+    Raises InputError for tables and streams that cannot be opened or lack the text.
     """
-    parts: list[Part] = []
-    for file in files:
-        size = file.path.stat().st_size
-        whole = file.is_compressed or (file.kind == ".txt" and reading.document_boundary == "file")
-        step = max(1, size if whole else unit_bytes)
-        parts += [Part(file, start, min(start + step, size)) for start in range(0, size, step)]
     units: list[list[Part]] = [[]]
     filled_bytes = 0
-    for part in parts:
-        if filled_bytes + part.end - part.start > unit_bytes and units[-1]:
+    for part in (part for file in files for part in _parts_of(file, reading, unit_bytes)):
+        # Nobody knows how large a shard of a stream is: each is a unit.
+        if units[-1] and (filled_bytes + part.end - part.start > unit_bytes or part.file.kind == HUB_PREFIX):
             units.append([])
             filled_bytes = 0
-        units[-1].append(part)
-        filled_bytes += part.end - part.start
+        _append(units[-1], part)
+        filled_bytes += unit_bytes if part.file.kind == HUB_PREFIX else part.end - part.start
     return [unit for unit in units if unit]
 
 
 def documents(part: Part, reading: Reading) -> Iterator[Document]:
     """The documents of a part, in order. Raises InputError naming file and line."""
-    if part.file.kind == ".jsonl":
-        yield from _json_documents(part, reading.text_field)
-    elif reading.document_boundary == "file":
-        lines = (_paragraph(part.file, offset, line) for offset, line in _lines(part))
-        yield [paragraph for paragraph in lines if paragraph]
+    if part.file.kind == HUB_PREFIX:
+        return hub_documents(part, reading.text_field)
+    if part.file.kind in TABLE_KINDS:
+        return table_documents(part, reading.text_field)
+    return text_documents(part, reading)
+
+
+def _parts_of(file: InputFile, reading: Reading, unit_bytes: int) -> Iterator[Part]:
+    if file.kind == HUB_PREFIX or file.kind in TABLE_KINDS:
+        is_stream = file.kind == HUB_PREFIX
+        ends = list(range(1, num_shards_of(file) + 1)) if is_stream else pieces_of(file, reading.text_field)
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            yield Part(file, start, end, pieces=(number, number + 1))
+        return
+    size = file.size_bytes
+    whole = file.is_compressed or (file.kind == ".txt" and reading.document_boundary == "file")
+    step = max(1, size if whole else unit_bytes)
+    for start in range(0, size, step):
+        yield Part(file, start, min(start + step, size))
+
+
+def _append(unit: list[Part], part: Part) -> None:
+    """Pieces of a file that follow each other become one part, so that the file is opened once."""
+    last = unit[-1] if unit else None
+    if last and last.pieces and part.pieces and last.file == part.file:
+        unit[-1] = Part(part.file, last.start, part.end, pieces=(last.pieces[0], part.pieces[1]))
     else:
-        yield from _text_documents(part)
+        unit.append(part)
 
 
-def _json_documents(part: Part, text_field: str) -> Iterator[Document]:
-    for offset, line in _lines(part):
-        if part.start <= offset and not line.isspace() and line:
-            if not part.file.is_compressed and offset >= part.end:
-                return
-            text = _text_of_record(part.file, offset, line, text_field)
-            yield [paragraph for paragraph in map(str.strip, text.split("\n")) if paragraph]
+def _found_at(path: Path, name: str) -> list[InputFile]:
+    """The files that a path given by the user, or matched by a pattern, means."""
+    if stat.S_ISDIR(_stat(path).st_mode):
+        inside = list(_inside(path, Path(), ()))
+        if not inside:
+            raise InputError(f"{path}: no file in this directory ends in {', '.join(_ENDINGS)}")
+        return inside
+    if not path.name.endswith(_ENDINGS):
+        advice = " (its directory may be an input, if Dataset.save_to_disk made it)" if path.suffix == ".arrow" else ""
+        raise InputError(f"{path}: unknown kind of file; names must end in {', '.join(_ENDINGS)}{advice}")
+    return [_input_file(path, name)]
 
 
-def _text_documents(part: Part) -> Iterator[Document]:
-    """Blocks of lines between blank lines. The line before `part.start` is read too: it may be the blank one."""
-    previous_is_blank = part.start == 0
-    paragraphs: Document = []
-    for offset, line in _lines(part):
-        if offset >= part.start:
-            paragraph = _paragraph(part.file, offset, line)
-        else:  # of another part, which reports what is wrong with it
-            paragraph = _without_mark(offset, line.decode(errors="replace"))
-        is_blank = not paragraph.strip()
-        if is_blank and paragraphs:
-            yield paragraphs
-            paragraphs = []
-        if not paragraphs and not part.file.is_compressed and offset >= part.end:
-            return
-        begins = not is_blank and previous_is_blank and offset >= part.start
-        if begins or (paragraphs and not is_blank):
-            paragraphs.append(paragraph)
-        previous_is_blank = is_blank
-    if paragraphs:
-        yield paragraphs
-
-
-def _text_of_record(file: InputFile, offset: int, line: bytes, text_field: str) -> str:
-    content = _decode(file, offset, line)
+def _inside(directory: Path, inner: Path, above: tuple[str, ...]) -> Iterator[InputFile]:
+    """The files of a directory given, from its subdirectory `inner` on; `above`: where that is, links resolved."""
+    here = directory / inner
+    real = os.path.realpath(here)
+    if real in above:
+        raise InputError(f"{here}: a link that leads back to {real}, so that there is no end; remove it")
+    if (saved := saved_data_files(here)) is not None:
+        yield from (_input_file(path, (inner / path.name).as_posix()) for path in saved)
+        return
     try:
-        record: Any = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise _error_at(file, offset, f"not valid JSON: {error.msg} at column {error.colno}") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise _error_at(file, offset, f"not usable JSON: {error}") from None
-    except RecursionError:
-        raise _error_at(file, offset, "not usable JSON: nested too deeply") from None
-    if not isinstance(record, dict):
-        raise _error_at(file, offset, f"expected a JSON object with the key {text_field!r}")
-    if text_field not in record:
-        nearest = difflib.get_close_matches(text_field, record, n=1)
-        keys = ", ".join(map(repr, record)) or "none"
-        advice = f"did you mean --text-field {nearest[0]}?" if nearest else f"it has {keys}"
-        raise _error_at(file, offset, f"the record has no key {text_field!r}; {advice}")
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise _error_at(file, offset, f"{text_field!r} is not a string but {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _error_at(file, offset, f"{text_field!r} holds half a surrogate pair: {error.reason}") from None
-    return text
-
-
-def _paragraph(file: InputFile, offset: int, line: bytes) -> str:
-    return _decode(file, offset, line).strip()
-
-
-def _decode(file: InputFile, offset: int, line: bytes) -> str:
-    try:
-        return _without_mark(offset, line.decode())
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} of the text"
-        raise _error_at(file, offset, f"{message}; convert the file, for instance with iconv") from None
-
-
-def _without_mark(offset: int, line: str) -> str:
-    return line if offset else line.removeprefix(_BYTE_ORDER_MARK)
-
-
-def _error_at(file: InputFile, offset: int, message: str) -> InputError:
-    """Find the line number only now: in a byte range it is not known while reading."""
-    number, position = 1, 0
-    for block in _blocks(file, 0):
-        number += block[: max(0, offset - position)].count(b"\n")
-        position += len(block)
-        if position >= offset:
-            break
-    return InputError(f"{file.path}, line {number}: {message}")
-
-
-def _lines(part: Part) -> Iterator[tuple[int, bytes]]:
-    """Each line with the offset of its first byte, from the line that holds byte `start - 1`, if there is one."""
-    offset = _line_start(part.file.path, part.start - 1) if part.start else 0
-    rest: list[bytes] = []  # of a line longer than a block
-    for block in _blocks(part.file, offset):
-        first, *others = block.split(b"\n")
-        rest.append(first)
-        for following in others:
-            line = b"".join(rest)
-            yield offset, line
-            offset += len(line) + 1
-            rest = [following]
-    if last := b"".join(rest):
-        yield offset, last
-
-
-def _line_start(path: Path, position: int) -> int:
-    """The offset of the first byte of the line that holds byte `position`; a line feed belongs to the line it ends."""
-    with path.open("rb") as stream:
-        end = position
-        while end > 0:
-            start = max(0, end - _BLOCK_BYTES)
-            stream.seek(start)
-            found = stream.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-    return 0
-
-
-def _blocks(file: InputFile, offset: int) -> Iterator[bytes]:
-    """The text of a file in blocks, decompressed; `offset` is where to begin in one that is not compressed."""
-    try:
-        with file.path.open("rb") as stream:
-            stream.seek(offset)
-            raw = iter(lambda: stream.read(_BLOCK_BYTES), b"")
-            yield from raw if not file.is_compressed else _decompressed(file, raw)
+        with os.scandir(here) as found:
+            entries = sorted((entry.name, entry.is_dir()) for entry in found)
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{here}: cannot be read ({error.strerror})") from None
+    for name, is_directory in entries:
+        if is_directory:
+            yield from _inside(directory, inner / name, (*above, real))
+        elif name.endswith(_ENDINGS):
+            yield _input_file(here / name, (inner / name).as_posix())
 
 
-def _decompressed(file: InputFile, raw: Iterator[bytes]) -> Iterator[bytes]:
-    """Both formats allow several members one after the other; the last must be complete."""
-    kind = "gzip" if file.path.suffix == ".gz" else "zstd"
+def _matches(pattern: str) -> list[InputFile]:
+    """What a shell would put for the pattern, `**` being any number of directories; names begin where the pattern
+    does."""
+    matched = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    if not matched:
+        raise InputError(f"{pattern}: nothing matches this pattern, seen from {Path.cwd()}")
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    files: dict[Path, InputFile] = {}
+    for path in matched:
+        inner = path.relative_to(fixed)
+        found = _found_at(path, inner.as_posix())
+        if path.is_dir():
+            found = [_input_file(each.path, (inner / each.name).as_posix()) for each in found]
+        files |= {file.path: file for file in found}  # `**` matches directories and the files in them
+    return list(files.values())
 
-    def new_member() -> Any:
-        if kind == "gzip":
-            return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
-    member, untouched = new_member(), True
+def _input_file(path: Path, name: str) -> InputFile:
+    found = _stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: not a regular file, so that it can be read only once; write its content into one")
+    if not found.st_size and path.suffix in (*_COMPRESSIONS, *TABLE_KINDS):
+        raise InputError(f"{path}: empty, not even a {path.suffix[1:]} file; copy or download the file again")
+    return InputFile(path, name, found.st_size, found.st_mtime_ns)
+
+
+def _stat(path: Path) -> os.stat_result:
     try:
-        for block in raw:
-            while block:
-                yield member.decompress(block)
-                untouched, block = False, b""
-                if member.eof:
-                    block, member, untouched = member.unused_data, new_member(), True
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"{file.path}: not a sound {kind} file ({error})") from None
-    if not untouched:
-        raise InputError(f"{file.path}: the {kind} stream is cut short; copy or download the file again")
+        return path.stat()
+    except FileNotFoundError:
+        missing = "no such file or directory"
+        if path.is_symlink():
+            missing = f"a link to {os.readlink(path)}, which is not there; mend or remove the link"
+        raise InputError(f"{path}: {missing}") from None
+    except OSError as error:  # no permission, or links in a circle
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.cleaning import CleaningConfig, by_filter, sum_counts
 from data_prep.command import open_fraction, positive_int, report, run
 from data_prep.inputs import (
     InputError,
@@ -36,13 +37,14 @@ from data_prep.inputs import (
     reading_of,
 )
 from data_prep.share import Share, read_share, share_named
+from data_prep.sources import DEFAULT_VALIDATION_FRACTION, find_source_inputs, load_description
 from data_prep.tokenize_unit import SPLITS, VALIDATION, UnitWorker, join_split
 from data_prep.workplace import PREPARATION_FILE, Workplace
 from deberta_scale.data.shards import MANIFEST_FILE
 from deberta_scale.data.tokenizer import Tokenizer
 
 DEFAULT_SHARD_TOKENS = 2**24
-DEFAULT_VALIDATION_FRACTION = 0.05
+_COUNTED = ("empty_documents", "cleaning")
 _BYTES_PER_TOKEN = 4
 """Of English text; only sets the size of a unit of work, so that it fills about one shard."""
 
@@ -56,22 +58,26 @@ def tokenize(
     workers: int = 1,
     validation_fraction: float = DEFAULT_VALIDATION_FRACTION,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
+    cleaning: CleaningConfig | None = None,
     share: Share | None = None,
 ) -> dict[str, Any] | None:
     """Do this process's share of the units and, where it publishes, put the shards of both splits together.
 
-    Returns the manifests by split and `empty_documents`; None where another process publishes. When `out` is the
-    result of this very command already, nothing is done. Raises InputError, TokenizerError, or ValueError when `out` is
-    in use otherwise or a split would be empty; a process that works alone then leaves nothing behind.
+    Returns the manifests by split, `empty_documents`, and the counts of `cleaning`; None where another process
+    publishes. When `out` is the result of this very command already, nothing is done. Raises InputError,
+    TokenizerError, or ValueError when `out` is in use otherwise or a split would be empty; a process that works alone
+    then leaves nothing behind.
     """
     share = share or Share(0, 1, "one process")
+    cleaning = cleaning or CleaningConfig()
     tokenizer = Tokenizer.load(tokenizer_dir)
     units = plan_units(files, reading, shard_tokens * _BYTES_PER_TOKEN)
     plan = {
         "format_version": 1,
-        "input": [_identity(file) for file in files],
+        "input": [file.identity() for file in files],
         "reading": dataclasses.asdict(reading),
         "tokenizer_sha256": tokenizer.sha256,
+        "cleaning": cleaning.model_dump(mode="json"),
         "validation_fraction": validation_fraction,
         "shard_tokens": shard_tokens,
         "units": len(units),
@@ -82,7 +88,7 @@ def tokenize(
         return _published(out) if share.publishes else None
     workplace.open()
     try:
-        worker = UnitWorker(workplace, reading, tokenizer_dir, validation_fraction, shard_tokens)
+        worker = UnitWorker(workplace, reading, cleaning, tokenizer_dir, validation_fraction, shard_tokens)
         _do(units, share.of(range(len(units))), worker, workers)
         share.wait_for_all()
         if not share.publishes:
@@ -97,12 +103,7 @@ def tokenize(
 def _published(out: Path) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((out / PREPARATION_FILE).read_text(encoding="utf-8"))
     manifests = {split: json.loads((out / split / MANIFEST_FILE).read_text(encoding="utf-8")) for split in SPLITS}
-    return manifests | {"empty_documents": facts["empty_documents"]}
-
-
-def _identity(file: InputFile) -> dict[str, Any]:
-    found = file.path.stat()
-    return {"name": file.name, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+    return manifests | {key: facts[key] for key in _COUNTED}
 
 
 def _do(units: list[list[Part]], numbers: Sequence[int], worker: UnitWorker, workers: int) -> None:
@@ -136,7 +137,7 @@ def _results(work: Any, numbers: list[int], workers: int) -> Iterator[int]:
                 " the last finished unit"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # units under way are waited for, so that nobody writes afterwards
             raise
 
 
@@ -153,7 +154,11 @@ def _publish(
                 f"no document fell into the {split} split; give {change} --validation-fraction (now"
                 f" {validation_fraction:g}) or more documents (plain text: see --document-boundary)"
             )
-    result: dict[str, Any] = {"empty_documents": sum(fragment["empty_documents"] for fragment in fragments)}
+    counts = sum_counts(fragment["cleaning"] for fragment in fragments)
+    result: dict[str, Any] = {
+        "empty_documents": sum(fragment["empty_documents"] for fragment in fragments),
+        "cleaning": by_filter(counts),
+    }
 
     def fill(directory: Path) -> dict[str, Any]:
         for split in SPLITS:
@@ -161,7 +166,7 @@ def _publish(
         (directory / "tokenizer").mkdir()
         for name, content in tokenizer.files().items():  # with the version that cut, which a released one does not say
             (directory / "tokenizer" / name).write_bytes(content)
-        return {"empty_documents": result["empty_documents"]}
+        return {key: result[key] for key in _COUNTED}
 
     workplace.publish(fill)
     return result
@@ -177,11 +182,17 @@ def _summary(split: str, manifest: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_input_arguments(parser)
+    add_input_arguments(parser, required=False)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="YAML",
+        help="instead of --input, --tokenizer and their options: a description of several sources, each of which"
+        " becomes a directory of its own in --out, with the filters it names; see configs/data/example.yaml",
+    )
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        required=True,
         help="directory written by train_tokenizer.py or add_tokens.py, or a released one: spm.model (V2, V3);"
         " vocab.json and merges.txt, bpe_encoder.bin or tokenizer.json (V1)",
     )
@@ -190,8 +201,7 @@ def main() -> int:
     parser.add_argument(
         "--validation-fraction",
         type=open_fraction,
-        default=DEFAULT_VALIDATION_FRACTION,
-        help="share of the documents held out for evaluation (default: %(default)s)",
+        help=f"share of the documents held out for evaluation (default: {DEFAULT_VALIDATION_FRACTION})",
     )
     parser.add_argument(
         "--shard-tokens",
@@ -212,31 +222,16 @@ def main() -> int:
     def work() -> None:
         nonlocal share
         share = share or read_share()
-        files = find_inputs(arguments.input)
-        if not arguments.json and share.index == 0:
-            shares = f", share {share.index} of {share.count} ({share.source})" if share.count > 1 else ""
-            print(f"tokenizing {len(files)} file(s) with {arguments.workers} worker(s){shares}", flush=True)
-        result = tokenize(
-            files,
-            reading_of(arguments),
-            arguments.tokenizer,
-            arguments.out,
-            workers=arguments.workers,
-            validation_fraction=arguments.validation_fraction,
-            shard_tokens=arguments.shard_tokens,
-            share=share,
-        )
-        if result is not None:
-            _report(arguments.json, arguments.out, result)
-        elif share.communicator is None:
-            report(
-                arguments.json,
-                {"out": str(arguments.out), "share": [share.index, share.count]},
-                [
-                    f"share {share.index} of {share.count} is done, in {arguments.out}.partial",
-                    "next: when all shares are, the same command without --share or array puts the result together",
-                ],
-            )
+        for job in _jobs(arguments):
+            if not arguments.json and share.index == 0:
+                shares = f", share {share.index} of {share.count} ({share.source})" if share.count > 1 else ""
+                print(f"tokenizing {len(job.files)} file(s) with {arguments.workers} worker(s) into {job.out}{shares}")
+                sys.stdout.flush()
+            result = job.tokenize(workers=arguments.workers, shard_tokens=arguments.shard_tokens, share=share)
+            if result is not None:
+                _report(arguments.json, job.out, result)
+            elif share.communicator is None:
+                _report_share(arguments.json, job.out, share)
 
     code = 1
     try:
@@ -250,14 +245,66 @@ def main() -> int:
     return code
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One directory of shards to make."""
+
+    files: list[InputFile]
+    reading: Reading
+    tokenizer_dir: Path
+    out: Path
+    validation_fraction: float
+    cleaning: CleaningConfig
+
+    def tokenize(self, **how: Any) -> dict[str, Any] | None:
+        what = {"validation_fraction": self.validation_fraction, "cleaning": self.cleaning}
+        return tokenize(self.files, self.reading, self.tokenizer_dir, self.out, **what, **how)
+
+
+def _jobs(arguments: argparse.Namespace) -> list[_Job]:
+    """Of the command line, or of each source of a data description. Raises ValueError when both or neither is given."""
+    if arguments.data is None:
+        if not arguments.input or arguments.tokenizer is None:
+            raise ValueError("give --input and --tokenizer, or --data")
+        fraction = arguments.validation_fraction or DEFAULT_VALIDATION_FRACTION
+        files, reading = find_inputs(arguments.input), reading_of(arguments)
+        return [_Job(files, reading, arguments.tokenizer, arguments.out, fraction, CleaningConfig())]
+    if arguments.input or arguments.tokenizer or arguments.validation_fraction:
+        raise ValueError("--data says input, tokenizer and validation fraction; leave out those options")
+    description = load_description(arguments.data)
+    files_of = find_source_inputs(description)
+    return [
+        _Job(
+            files_of[name],
+            source.reading,
+            description.tokenizer,
+            arguments.out / name,
+            description.validation_fraction,
+            source.cleaning,
+        )
+        for name, source in description.sources.items()
+    ]
+
+
+def _report_share(as_json: bool, out: Path, share: Share) -> None:
+    lines = [
+        f"share {share.index} of {share.count} is done, in {out}.partial",
+        "next: when all shares are, the same command without --share or array puts the result together",
+    ]
+    report(as_json, {"out": str(out), "share": [share.index, share.count]}, lines)
+
+
 def _report(as_json: bool, out: Path, result: dict[str, Any]) -> None:
     lines = [_summary(split, result[split]) for split in SPLITS]
     if result["empty_documents"]:
         lines.append(f"left out: {result['empty_documents']:,} documents without text")
+    for name, counts in result["cleaning"].items():
+        if dropped := counts.get("documents_dropped"):
+            lines.append(f"left out by {name}: {dropped:,} documents, {counts['characters_dropped']:,} characters")
     lines.append(f"wrote {out}")
     lines.append(f"next: python data_prep/inspect_shards.py {out}, or train with data.shards={out}")
     facts = {split: {k: v for k, v in result[split].items() if k != "shards"} for split in SPLITS}
-    report(as_json, {"out": str(out), "empty_documents": result["empty_documents"], **facts}, lines)
+    report(as_json, {"out": str(out), **{key: result[key] for key in _COUNTED}, **facts}, lines)
 
 
 if __name__ == "__main__":

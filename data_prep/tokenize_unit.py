@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.cleaning import Cleaner, CleaningConfig
 from data_prep.inputs import Document, Part, Reading, documents
 from data_prep.workplace import Workplace, take_over
 from deberta_scale.data.shards import ShardWriter, write_manifest
@@ -27,6 +28,7 @@ class UnitWorker:
 
     workplace: Workplace
     reading: Reading
+    cleaning: CleaningConfig
     tokenizer_dir: Path
     validation_fraction: float
     shard_tokens: int
@@ -36,12 +38,15 @@ class UnitWorker:
         if self.tokenizer_dir not in _tokenizers:
             _tokenizers[self.tokenizer_dir] = Tokenizer.load(self.tokenizer_dir)
         tokenizer = _tokenizers[self.tokenizer_dir]
-        everything = chain.from_iterable(documents(part, self.reading) for part in parts)
+        cleaner = Cleaner(self.cleaning)
+        raw = chain.from_iterable(documents(part, self.reading) for part in parts)
+        everything = (document for document in map(cleaner.clean, raw) if document is not None)
         with self.workplace.unit(number) as (directory, fragment):
             outputs = {split: _SplitOutput(directory, split, parts, self.shard_tokens, tokenizer) for split in SPLITS}
             fragment["empty_documents"] = self._tokenize(everything, tokenizer, outputs)
             for output in outputs.values():
                 output.finish()
+            fragment["cleaning"] = cleaner.counts
             fragment["shards"] = {split: output.shards for split, output in outputs.items()}
 
     def _tokenize(
@@ -66,7 +71,7 @@ class _SplitOutput:
     def __init__(self, directory: Path, split: str, parts: list[Part], shard_tokens: int, tokenizer: Tokenizer) -> None:
         self.shards: list[dict[str, Any]] = []
         self._directory, self._split, self._shard_tokens, self._tokenizer = directory, split, shard_tokens, tokenizer
-        self._sources = [{"input": part.file.name, "bytes": [part.start, part.end]} for part in parts]
+        self._sources = [part.origin() for part in parts]
         self._token_counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
         self._writer: ShardWriter | None = None
         self._first_document = self._last_document = 0

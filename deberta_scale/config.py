@@ -8,22 +8,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from deberta_scale.config_data import (
+    ConfigError,
+    DataConfig,
+    Fraction,
+    MaskingConfig,
+    MixtureConfig,
+    PositiveInt,
+    Section,
+)
 
-class ConfigError(ValueError):
-    """A config that cannot be used. The message names file, key, value and what would work."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+__all__ = [
+    "REDUCE_BUCKET_ELEMENTS",
+    "BatchConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EngineConfig",
+    "MaskingConfig",
+    "MixtureConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "describe",
+]
 
 REDUCE_BUCKET_ELEMENTS = 50_000_000
 """Gradients that DeepSpeed sums over ranks at a time. It allocates the bucket whole, 1 GB by default."""
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ModelConfig(Section):
@@ -103,35 +117,6 @@ class ModelConfig(Section):
     def relative_span(self) -> int:
         """Half the rows of the relative table: distances map to [0, 2 * span)."""
         return self.position_buckets or self.max_relative_positions
-
-
-class MaskingConfig(Section):
-    """Whole-word n-gram masking (paper, appendix A.3)."""
-
-    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of a row's tokens, special ones excluded, that are predicted."""
-    max_span_words: PositiveInt = 3
-    """Spans hold n = 1..this words, with probability proportional to 1/n."""
-    mask_fraction: Fraction = 0.8
-    """Of the predicted tokens, the share shown as [MASK]."""
-    random_fraction: Fraction = 0.1
-    """Of the predicted tokens, the share shown as a random piece; the rest are shown unchanged."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "MaskingConfig":
-        if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
-            raise ValueError(f"mask_fraction {self.mask_fraction} + random_fraction {self.random_fraction} exceeds 1")
-        return self
-
-
-class DataConfig(Section):
-    shards: Path
-    """Directory written by data_prep/tokenize_corpus.py, with `train/` and `validation/` inside."""
-    sequence_length: Annotated[int, Field(ge=8)] = 512
-    packing: Literal["best_fit", "concat", "doc"] = "best_fit"
-    """best_fit: several documents a row, attention inside each; concat: rows cut from the token stream, documents
-    joined by [SEP]; doc: one piece of one document a row."""
-    masking: MaskingConfig = MaskingConfig()
 
 
 class BatchConfig(Section):

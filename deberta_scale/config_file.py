@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
@@ -26,15 +27,16 @@ def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys such as model: and data:, found {type(tree).__name__}")
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [describe_problem(problem) for problem in error.errors()]
         raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `key.sub=value` in a tree read from YAML. Raises ConfigError when it is not of this form."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -57,12 +59,13 @@ def _section_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
         if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
             return None
         section = section.model_fields[part].annotation
-        if get_origin(section) is Union:
+        if get_origin(section) in (Union, UnionType):
             section = next((arg for arg in get_args(section) if arg is not type(None)), None)
     return section if isinstance(section, type) and issubclass(section, BaseModel) else None
 
 
-def _describe(problem: ErrorDetails) -> str:
+def describe_problem(problem: ErrorDetails) -> str:
+    """One of pydantic's errors for people: the key, what is wrong, the value given."""
     location = problem["loc"]
     key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":

@@ -97,7 +97,7 @@ class Plan:
     export: int
     """Bytes on disk of the weights alone, fp32."""
     data_tokens: int | None
-    """Tokens of the training split; None when data.shards does not exist yet."""
+    """Tokens of the training split; None when a directory of shards does not exist yet."""
     epochs: float | None
     """Over them, padding and special tokens left out."""
 
@@ -274,24 +274,30 @@ def _predicted_per_row(config: Config) -> float:
 
 
 def _data_tokens(config: Config) -> int | None:
-    """Tokens of the training split by its manifest; None when the directory does not exist. Raises ConfigError."""
-    if not config.data.shards.exists():
+    """Tokens of the training split, or of those of a mixture together, by their manifests; None when one of the
+    directories does not exist. Raises ConfigError."""
+    directories = config.data.directories
+    if not all(directory.exists() for directory in directories.values()):
         return None
-    path: Path = config.data.shards / "train" / "manifest.json"
+    return sum(_tokens_of(key, directory, config.model.vocab_size) for key, directory in directories.items())
+
+
+def _tokens_of(key: str, directory: Path, model_vocab_size: int) -> int:
+    path = directory / "train" / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         tokens, vocabulary_size = int(manifest["tokens"]), int(manifest["vocabulary_size"])
     except OSError as error:
         raise ConfigError(
-            f"data.shards {config.data.shards}: {path} cannot be read ({error.strerror}); give a directory written by"
+            f"{key} {directory}: {path} cannot be read ({error.strerror}); give a directory written by"
             " data_prep/tokenize_corpus.py"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a manifest of data_prep/tokenize_corpus.py ({error!r})") from None
-    if config.model.vocab_size < vocabulary_size:
+    if model_vocab_size < vocabulary_size:
         raise ConfigError(
-            f"model.vocab_size {config.model.vocab_size} is too small for the tokens of {config.data.shards}; give"
-            f" {vocabulary_size} or more"
+            f"model.vocab_size {model_vocab_size} is too small for the tokens of {directory}; give {vocabulary_size} or"
+            " more"
         )
     if tokens < 1:
         raise ConfigError(f"{path}: the training split holds no tokens; give more text to data_prep/tokenize_corpus.py")

@@ -99,9 +99,11 @@ def _run_lines(config: Config, plan: Plan) -> list[tuple[str, str, str]]:
         ("token places", _count(tokens), f"padding included; {step}"),
         ("sequences a step", f"{config.batch.sequences:,}", split),
     ]
+    missing = [f"{key} {directory}" for key, directory in config.data.directories.items() if not directory.exists()]
     if plan.data_tokens is None or plan.epochs is None:
-        return [*lines, ("epochs", "unknown", f"data.shards {config.data.shards} does not exist yet")]
-    note = f"over the {plan.data_tokens:,} tokens of {config.data.shards / 'train'}; at most, rows hold padding too"
+        return [*lines, ("epochs", "unknown", f"{', '.join(missing)} does not exist yet")]
+    of = ", ".join(str(directory / "train") for directory in config.data.directories.values())
+    note = f"over the {plan.data_tokens:,} tokens of {of}; at most, rows hold padding too"
     return [*lines, ("epochs", f"{plan.epochs:,.2f}", note)]
 
 

@@ -1,8 +1,10 @@
 """This rank's micro-batches. The whole state of the loader is the number of the next sample."""
 
-import hashlib
+import math
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,15 @@ import torch
 
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ConfigError, DataConfig
-from deberta_scale.data.masking import Masker
-from deberta_scale.data.packing import Rows, pack
-from deberta_scale.data.sampling import locate
-from deberta_scale.data.shards import ShardError, ShardSet
-from deberta_scale.data.tokenizer import Tokenizer
+from deberta_scale.data.assembly import EMPTY, Output, assemble, new_output
+from deberta_scale.data.masking import Masker, new_work
+from deberta_scale.data.mixture import Mixture
+from deberta_scale.data.sampling import rows_of
+from deberta_scale.data.sources import Source, Sources, seed_of
 
 DIGEST_MODULUS = 2**62
+_ROWS_AT_ONCE = 64
+"""That are assembled together: enough that a call costs little, few enough that memory just freed is used again."""
 _EVALUATION_SEED = 0
 """Not the run's: losses of runs with different seeds stay comparable."""
 
@@ -43,21 +47,25 @@ class Sample:
     positions: np.ndarray
     predicted_places: np.ndarray
     predicted_ids: np.ndarray
+    digest: int
+    """A number below DIGEST_MODULUS that depends on every value."""
 
-    def digest(self) -> int:
-        """A number below DIGEST_MODULUS that depends on every value."""
-        content = hashlib.blake2b(digest_size=8)
-        for array in (self.shown, self.segments, self.positions, self.predicted_places, self.predicted_ids):
-            content.update(array.astype("<i4").tobytes())
-        return int.from_bytes(content.digest(), "little") % DIGEST_MODULUS
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """The held-out rows of one source."""
+
+    source: str
+    """Its name in the mixture; empty for the only one."""
+    batches: Iterator[MaskedBatch]
 
 
 class MaskedLoader:
-    """Packs, orders and masks the rows of one split. Sample g is the same on every rank of every run."""
+    """Packs, orders, mixes and masks the rows of one split. Sample g is the same on every rank of every run."""
 
     def __init__(
         self,
-        split_dir: Path,
+        split_dirs: Path | dict[str, Path],
         config: DataConfig,
         *,
         seed: int,
@@ -65,123 +73,192 @@ class MaskedLoader:
         rank: int,
         world_size: int,
         model_vocab_size: int,
+        sequences_per_step: int | None = None,
     ) -> None:
-        """Open and check a split; each rank digests its share of the shards again.
+        """Open and check a split: `config.split_dirs(split)`. Each rank digests its share of the shards again.
 
+        `sequences_per_step` is what the phases of a mixture are counted in; without phases it has no effect.
         Raises ShardError or TokenizerError for files that are damaged or do not belong together, ConfigError when the
         model's vocabulary is too small for the tokens.
         """
-        self._shards = ShardSet(split_dir)
-        tokenizer = Tokenizer.load(split_dir.parent / "tokenizer")
-        if tokenizer.sha256 != self._shards.tokenizer_sha256:
-            raise ShardError(
-                f"{split_dir}: made with another tokenizer than {split_dir.parent / 'tokenizer'}; tokenize the text"
-                " again with data_prep/tokenize_corpus.py, or put the right tokenizer back"
-            )
-        if model_vocab_size < tokenizer.vocabulary_size:
-            raise ConfigError(
-                f"model.vocab_size {model_vocab_size} is too small for the tokenizer of {split_dir.parent}, which has"
-                f" {tokenizer.pieces} pieces and [MASK]; give {tokenizer.vocabulary_size} or more"
-            )
-        for number in range(rank, self._shards.num_shards, world_size):
-            self._shards.verify_shard(number)
-        self._rows: Rows = pack(self._shards, config.sequence_length, config.packing)
-        self._masker = Masker(config.masking, tokenizer)
+        self._sources = Sources(split_dirs, config, seed)
+        self._sources.check_vocabulary(model_vocab_size)
+        self._sources.verify_share(rank, world_size)
+        self._mixture = Mixture(config.mixture, sequences_per_step or 1, seed) if config.mixture else None
+        self._stream = self._sources.stream()
+        self._masking = Masker(config.masking, self._sources.tokenizer).tables
+        self._config = config
         self._length = config.sequence_length
         self._seed, self._micro_sequences, self._rank, self._world_size = seed, micro_sequences, rank, world_size
-        self.fingerprint = self._shards.fingerprint
-        self.unigram_entropy_nats = self._shards.unigram_entropy_nats
-        """Of the split: the loss of guessing by frequency alone."""
+        self.fingerprint = self._sources.fingerprint(config)
+        self.source_fingerprints = self._sources.fingerprints()
+        """Of each source of a mixture, by name."""
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
-        return len(self._rows)
+        """Rows of an epoch, of all sources together."""
+        return int(self._sources.num_rows.sum())
+
+    @property
+    def unigram_entropy_nats(self) -> float:
+        """Of the split: the loss of guessing by frequency alone. Of a mixture: by the frequencies of each source, the
+        mean by the first weights."""
+        entropies = [source.shards.unigram_entropy_nats for source in self._sources.all]
+        if self._config.mixture is None:
+            return entropies[0]
+        shares = self._config.mixture.share_of_run(1)
+        return sum(shares[s.name] * entropy for s, entropy in zip(self._sources.all, entropies, strict=True))
+
+    def epochs_read(self, samples: int) -> dict[str, float]:
+        """How often each source was read when the run has read `samples` samples; the only one's name is empty."""
+        counts = np.array([samples]) if self._mixture is None else self._mixture.read_before(samples)
+        names = [source.name for source in self._sources.all]
+        return dict(zip(names, (counts / self._sources.num_rows).tolist(), strict=True))
+
+    def check_repetition(self, steps: int, sequences: int) -> None:
+        """Raises ConfigError when `steps` steps of `sequences` sequences would read a source of a mixture more often
+        than its `max_epochs` allows, with the number of steps that would not."""
+        if self._config.mixture is None:
+            return
+        limits = {name: source.max_epochs for name, source in self._config.mixture.sources.items()}
+        for name, epochs in self.epochs_read(steps * sequences).items():
+            if epochs > limits[name]:
+                share = self._config.mixture.share_of_run(steps)[name]
+                allowed = bisect_right(
+                    range(steps), limits[name], key=lambda step: self.epochs_read(step * sequences)[name]
+                )
+                raise ConfigError(
+                    f"data.mixture.sources.{name}: {steps:,} steps of {sequences:,} sequences read it {epochs:.2f}"
+                    f" times, its max_epochs is {limits[name]:g}; it gives {share:.2%} of the samples, so weights that"
+                    f" give it {share * limits[name] / epochs:.2%} would do, or train.steps {allowed - 1:,}, or"
+                    f" {epochs / limits[name]:.2f} times as much text, or max_epochs {math.ceil(epochs * 100) / 100:g}"
+                )
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all places of an epoch that hold padding."""
+        shares = [source.rows.padding_share(self._length) for source in self._sources.all]
+        return float(np.average(shares, weights=self._sources.num_rows))
 
     def describe(self) -> str:
         """For people."""
-        padding = self._rows.padding_share(self._length)
-        return (
-            f"{self._shards.num_documents:,} documents, {self._shards.num_tokens:,} tokens in {len(self):,} rows of"
-            f" {self._length} places ({padding:.2%} padding)"
-        )
+        lines = [_describe(source, self._length) for source in self._sources.all]
+        if self._sources.random_access:
+            lines.append("larger than half of the memory: read without reading ahead (MADV_RANDOM)")
+        return "\n  ".join(lines) if self._mixture is None else "\n  ".join(["a mixture of", *lines])
 
     def steps(self, first_sample: int, sequences: int) -> Generator[StepData, None, None]:
-        """Step after step from sample `first_sample` on, without end; the next one is made while one is used."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as worker:
-            coming = worker.submit(self.step, first_sample, sequences)
+        """Step after step from sample `first_sample` on, without end. `data.workers` threads make the coming ones."""
+        workers = self._config.workers
+        if workers == 0:
             while True:
-                ready = coming.result()
+                yield self.step(first_sample, sequences)
                 first_sample += sequences
-                coming = worker.submit(self.step, first_sample, sequences)
-                yield ready
+        with ThreadPoolExecutor(workers, thread_name_prefix="loader") as pool:
+            coming: deque[Future[StepData]] = deque()
+            try:
+                while True:
+                    while len(coming) <= workers:
+                        coming.append(pool.submit(self.step, first_sample, sequences))
+                        first_sample += sequences
+                    yield coming.popleft().result()
+            finally:
+                for step in coming:
+                    step.cancel()
 
     def step(self, first_sample: int, sequences: int) -> StepData:
         """This rank's part of the samples first_sample .. first_sample + sequences - 1 of the run."""
         per_pass = self._micro_sequences * self._world_size
         assert sequences % per_pass == 0, "BatchConfig.accumulation_steps has checked it"
-        micro_batches, digest, predicted, useful = [], 0, 0, 0
-        for first in range(first_sample + self._rank * self._micro_sequences, first_sample + sequences, per_pass):
-            samples = [self.sample(number) for number in range(first, first + self._micro_sequences)]
-            digest += sum(sample.digest() for sample in samples)
-            predicted += sum(len(sample.predicted_places) for sample in samples)
-            useful += sum(int(np.count_nonzero(sample.segments)) for sample in samples)
-            micro_batches.append(_batch(samples, self._length))
+        passes = np.arange(first_sample + self._rank * self._micro_sequences, first_sample + sequences, per_pass)
+        micro_batches: list[MaskedBatch] = []
+        digest = predicted = useful = 0
+        passes_at_once = max(1, _ROWS_AT_ONCE // self._micro_sequences)
+        for number in range(0, len(passes), passes_at_once):
+            firsts = passes[number : number + passes_at_once, np.newaxis]
+            rows = self._assembled(*self._located((firsts + np.arange(self._micro_sequences)).ravel()))
+            digest += int(rows.digests.sum())
+            predicted += int(rows.predictions.sum())
+            useful += int(rows.used.sum())
+            micro_batches += _batches(rows, self._micro_sequences)
         return StepData(micro_batches, predicted, useful, digest % DIGEST_MODULUS)
 
     def evaluation(self, sequences: int) -> Iterator[MaskedBatch]:
-        """This rank's part of the first `sequences` rows of a fixed order, with fixed masks.
+        """This rank's part of the first `sequences` rows of a fixed order, with fixed masks; of a mixture, of all parts
+        in turn."""
+        for part in self.evaluation_parts(sequences):
+            yield from part.batches
+
+    def evaluation_parts(self, sequences: int, shares: dict[str, float] | None = None) -> list[EvaluationPart]:
+        """The held-out rows source by source: `shares` of `sequences` (of a run without phases, the weights), at least
+        one row of each and never more than there are.
 
         All ranks get the same number of batches, since ZeRO-3 needs them to go through the model together; rows that
         are missing at the end are empty.
         """
-        available = min(sequences, len(self))
-        per_pass = self._micro_sequences * self._world_size
-        for first_of_pass in range(0, available, per_pass):
+        if self._mixture is None:
+            return [EvaluationPart("", self._evaluation_of(0, sequences))]
+        if shares is None:
+            assert self._config.mixture is not None
+            shares = self._config.mixture.share_of_run(1)
+        counts = {name: max(1, round(shares[name] * sequences)) for name in self._mixture.names}
+        return [
+            EvaluationPart(name, self._evaluation_of(number, counts[name]))
+            for number, name in enumerate(self._mixture.names)
+        ]
+
+    def _evaluation_of(self, source: int, sequences: int) -> Iterator[MaskedBatch]:
+        name = self._sources.all[source].name
+        seeds = np.full(len(self._sources.all), seed_of(name, _EVALUATION_SEED))
+        available = min(sequences, int(self._sources.num_rows[source]))
+        for first_of_pass in range(0, available, self._micro_sequences * self._world_size):
             first = first_of_pass + self._rank * self._micro_sequences
-            numbers = range(first, min(first + self._micro_sequences, available))
-            samples = [self.sample(number, _EVALUATION_SEED) for number in numbers]
-            empty = self._masked([], _EVALUATION_SEED, 0, 0)
-            yield _batch(samples + [empty] * (self._micro_sequences - len(samples)), self._length)
+            numbers = np.arange(first, first + self._micro_sequences)
+            yield from _batches(self._assembled(np.full(len(numbers), source), numbers, seeds, available), len(numbers))
 
-    def sample(self, number: int, seed: int | None = None) -> Sample:
-        """Sample `number` of the run, a pure function of it, the data and the seed (the run's by default)."""
-        seed = self._seed if seed is None else seed
-        epoch, row = locate(number, len(self), seed)
-        return self._masked(self._rows.pieces(row), seed, epoch, row)
+    def sample(self, number: int) -> Sample:
+        """Sample `number` of the run, a pure function of it, the data and the seed."""
+        row = self._assembled(*self._located(np.array([number])))
+        count, digest = int(row.predictions[0]), int(row.digests[0]) % DIGEST_MODULUS
+        predicted = row.predicted_places[:count], row.predicted_ids[:count]
+        return Sample(row.shown[0], row.segments[0], row.positions[0], *predicted, digest)
 
-    def _masked(self, pieces: list[tuple[int, int]], seed: int, epoch: int, row: int) -> Sample:
-        tokens, segments, positions = self._row(pieces)
-        shown, places = self._masker.mask(tokens, seed, epoch, row)
-        return Sample(shown, segments, positions, places, tokens[places])
+    def _located(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source, number in it) [n] int64 of each sample of the run."""
+        return (np.zeros_like(samples), samples) if self._mixture is None else self._mixture.locate(samples)
 
-    def _row(self, pieces: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, segments and positions [L] int32 of a row, special tokens and padding included."""
-        tokens, segments, positions = (np.zeros(self._length, dtype=np.int32) for _ in range(3))
-        assert Tokenizer.pad_id == 0
-        place = segment_start = segment = 0
-        for start, length in pieces:
-            if place == 0 or not self._rows.one_segment:
-                tokens[place] = Tokenizer.cls_id
-                segment, segment_start, place = segment + 1, place, place + 1
-            end = place + length
-            tokens[place:end] = self._shards.read(start, length)
-            tokens[end] = Tokenizer.sep_id
-            place = end + 1
-            segments[segment_start:place] = segment
-            positions[segment_start:place] = np.arange(place - segment_start)
-        return tokens, segments, positions
+    def _assembled(
+        self, sources: np.ndarray, numbers: np.ndarray, seeds: np.ndarray | None = None, available: int | None = None
+    ) -> Output:
+        """The masked rows of samples `numbers` [B] of `sources` [B]. Rows of numbers from `available` on are empty."""
+        seeds = self._sources.seeds if seeds is None else seeds
+        epochs, rows = rows_of(sources, numbers, self._sources.num_rows, seeds)
+        stream_rows = self._sources.first_row[sources] + rows
+        if available is not None:
+            stream_rows[numbers >= available] = EMPTY
+        output, work = new_output(len(rows), self._length), new_work(self._length)
+        keys = seeds[sources], epochs, rows
+        assemble(self._stream, self._masking, work, stream_rows, *keys, self._micro_sequences, output)
+        return output
 
 
-def _batch(samples: list[Sample], length: int) -> MaskedBatch:
-    def stacked(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]).astype(np.int64))
+def _batches(rows: Output, rows_per_batch: int) -> Iterator[MaskedBatch]:
+    ends = np.cumsum(rows.predictions)
+    for first in range(0, len(ends), rows_per_batch):
+        of_batch = slice(first, first + rows_per_batch)
+        predicted = slice(int(ends[first] - rows.predictions[first]), int(ends[of_batch][-1]))
+        yield MaskedBatch(
+            token_ids=torch.from_numpy(rows.shown[of_batch]),
+            segment_ids=torch.from_numpy(rows.segments[of_batch]),
+            position_ids=torch.from_numpy(rows.positions[of_batch]),
+            predict_positions=torch.from_numpy(rows.predicted_places[predicted].copy()),
+            predict_ids=torch.from_numpy(rows.predicted_ids[predicted].copy()),
+            max_predictions_per_row=int(rows.predictions[of_batch].max()),
+        )
 
-    places = [sample.predicted_places + row * length for row, sample in enumerate(samples)]
-    return MaskedBatch(
-        token_ids=stacked("shown"),
-        segment_ids=stacked("segments"),
-        position_ids=stacked("positions"),
-        predict_positions=torch.from_numpy(np.concatenate(places).astype(np.int64)),
-        predict_ids=torch.from_numpy(np.concatenate([s.predicted_ids for s in samples]).astype(np.int64)),
-        max_predictions_per_row=max(len(sample.predicted_places) for sample in samples),
+
+def _describe(source: Source, row_length: int) -> str:
+    return (
+        (f"{source.name}: " if source.name else "")
+        + f"{source.shards.num_documents:,} documents, {source.shards.num_tokens:,} tokens in {len(source.rows):,} rows"
+        f" of {row_length} places ({source.rows.padding_share(row_length):.2%} padding)"
     )

@@ -16,6 +16,8 @@ from deberta_scale.data.shards import ShardSet
 
 SPECIAL_TOKENS_PER_PIECE = 2
 """[CLS] before and [SEP] after."""
+LEAST_CUT_TOKENS = 16
+"""To fill a row no piece is cut shorter than this: a few words without what stood before them teach little."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ def _one_piece_a_row(shards: ShardSet, row_length: int) -> Rows:
 
 
 def _best_fit(shards: ShardSet, row_length: int) -> Rows:
-    """Longest piece first, each into the fullest row that still has room."""
+    """Longest piece first, each into the fullest row that still has room; then the emptiest rows into the others."""
     starts, lengths = _cut(shards, row_length - SPECIAL_TOKENS_PER_PIECE)
     longest_first = np.argsort(-lengths, kind="stable")
     row_of_piece, num_rows = _fill_rows(lengths[longest_first] + SPECIAL_TOKENS_PER_PIECE, row_length)
     by_row = longest_first[np.argsort(row_of_piece, kind="stable")]
-    pieces_per_row = np.bincount(row_of_piece, minlength=num_rows)
-    first_piece = np.concatenate([[0], np.cumsum(pieces_per_row)])
-    return Rows(first_piece, starts[by_row], lengths[by_row], one_segment=False)
+    first_piece = np.concatenate([[0], np.cumsum(np.bincount(row_of_piece, minlength=num_rows))])
+    first_piece, starts, lengths = _share_out_emptiest(first_piece, starts[by_row], lengths[by_row], row_length)
+    return Rows(first_piece, starts, lengths, one_segment=False)
 
 
 def _concatenated(shards: ShardSet, row_length: int) -> Rows:
@@ -114,6 +116,59 @@ def _fill_rows(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:  #
         next_open[row] = first_open[room - size]
         first_open[room - size] = row
     return row_of_piece, num_rows
+
+
+@numba.njit(cache=True)
+def _share_out_emptiest(
+    first_piece: np.ndarray, starts: np.ndarray, lengths: np.ndarray, row_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # pragma: no cover - compiled
+    """Take the emptiest rows apart, one after the other, and cut their pieces to the room of the next emptiest.
+
+    Matters for few and long documents, whose rests fit each other badly. Returns the arrays of the new Rows.
+    """
+    num_rows = len(first_piece) - 1
+    room = np.empty(num_rows, np.int64)
+    for row in range(num_rows):
+        tokens = lengths[first_piece[row] : first_piece[row + 1]].sum()
+        pieces = first_piece[row + 1] - first_piece[row]
+        room[row] = row_length - tokens - (pieces + 1) * SPECIAL_TOKENS_PER_PIECE
+    emptiest = np.flatnonzero(room >= LEAST_CUT_TOKENS)
+    emptiest = emptiest[np.argsort(-room[emptiest], kind="mergesort")]
+    part_starts, part_lengths = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int32)  # a row takes one part
+    is_left = np.ones(num_rows, np.bool_)
+    giver, taker, fits = 0, 1, len(emptiest) > 1
+    while fits:
+        first_taker, row = taker, emptiest[giver]
+        for piece in range(first_piece[row], first_piece[row + 1]):
+            start, tokens = starts[piece], np.int64(lengths[piece])
+            while tokens and taker < len(emptiest):
+                length = min(tokens, room[emptiest[taker]])
+                if 0 < tokens - length < LEAST_CUT_TOKENS:
+                    length = tokens - LEAST_CUT_TOKENS
+                if length == tokens or length >= LEAST_CUT_TOKENS:
+                    part_starts[emptiest[taker]], part_lengths[emptiest[taker]] = start, length
+                    start, tokens = start + length, tokens - length
+                taker += 1
+            fits = fits and tokens == 0
+        if fits:
+            is_left[row] = False
+            giver, taker = taker, taker + 1
+            fits = taker < len(emptiest)
+        else:
+            part_lengths[emptiest[first_taker:]] = 0
+    upper_bound = len(starts) + num_rows
+    new_first, new_starts = np.zeros(is_left.sum() + 1, np.int64), np.empty(upper_bound, np.int64)
+    new_lengths = np.empty(upper_bound, np.int32)
+    filled = 0
+    for row, old in enumerate(np.flatnonzero(is_left)):
+        for piece in range(first_piece[old], first_piece[old + 1]):
+            new_starts[filled], new_lengths[filled] = starts[piece], lengths[piece]
+            filled += 1
+        if part_lengths[old]:
+            new_starts[filled], new_lengths[filled] = part_starts[old], part_lengths[old]
+            filled += 1
+        new_first[row + 1] = filled
+    return new_first, new_starts[:filled].copy(), new_lengths[:filled].copy()
 
 
 @numba.njit(cache=True)

@@ -18,7 +18,20 @@ def locate(sample: int, num_rows: int, seed: int) -> tuple[int, int]:
     return epoch, int(permuted(place, num_rows, seed, epoch))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
+def rows_of(
+    sources: np.ndarray, numbers: np.ndarray, num_rows: np.ndarray, seeds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover - compiled
+    """(epochs, rows) [n] int64 of sample numbers[i] of source sources[i]; `num_rows` and `seeds` [S] are by source."""
+    epochs, rows = np.empty_like(numbers), np.empty_like(numbers)
+    for index in range(len(numbers)):
+        size, seed = num_rows[sources[index]], seeds[sources[index]]
+        epochs[index], place = divmod(numbers[index], size)
+        rows[index] = permuted(place, size, seed, epochs[index])
+    return epochs, rows
+
+
+@numba.njit(cache=True, nogil=True)
 def permuted(place: int, size: int, seed: int, epoch: int) -> np.int64:  # pragma: no cover - compiled
     """Where the bijection of [0, size) that belongs to (seed, epoch) sends `place`."""
     key = key_of(seed, epoch, size)

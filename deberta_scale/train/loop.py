@@ -21,7 +21,7 @@ from deberta_scale.train.distributed import Launch
 from deberta_scale.train.guards import FiniteCheck, NonFiniteError, NothingToPredictError
 from deberta_scale.train.initial_weights import InitialModel, take_weights
 from deberta_scale.train.interrupt import Interrupt
-from deberta_scale.train.metrics import Interval, RunLog, Totals, duration, measure_matmul_flops, progress_line
+from deberta_scale.train.metrics import Interval, RunLog, Totals, duration, measure_matmul_flops, progress_line, sum_of
 from deberta_scale.train.run_directory import prepare
 from deberta_scale.train.schedule import learning_rate_factor
 from deberta_scale.train.state import TrainState, trajectory_of
@@ -56,14 +56,20 @@ def pretrain_step(engine: Any, data: StepData, learning_rate: float, totals: Tot
 
 
 @torch.no_grad()
-def evaluate(engine: Any, loader: MaskedLoader, sequences: int) -> Interval:
-    """Loss and accuracy on the first `sequences` rows of the held-out split, always with the same masks."""
+def evaluate(
+    engine: Any, loader: MaskedLoader, sequences: int, shares: dict[str, float] | None = None
+) -> dict[str, Interval]:
+    """Sums over the first `sequences` rows of the held-out split, always with the same masks; of a mixture by source,
+    `shares` of the rows from each."""
     totals = Totals(engine.device)
     engine.eval()
-    for batch in loader.evaluation(sequences):
-        totals.add(*engine(batch.to(engine.device)))
+    intervals = {}
+    for part in loader.evaluation_parts(sequences, shares):
+        for batch in part.batches:
+            totals.add(*engine(batch.to(engine.device)))
+        intervals[part.source] = totals.read()
     engine.train()
-    return totals.read()
+    return intervals
 
 
 class Run:
@@ -90,7 +96,7 @@ class Run:
         if chosen is None and config.init_from is not None:
             assert open_initial is not None
             begin_with = partial(open_initial, config.init_from)
-            notes += distributed.together(lambda: take_weights(model, begin_with(), config.data.shards / "tokenizer"))
+            notes += distributed.together(lambda: take_weights(model, begin_with(), config.data.tokenizer_dir))
         self.engine = engines.build_engine(config, model, launch, device)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs between ranks
         self.step = 0 if chosen is None else self._resume(chosen)
@@ -104,19 +110,24 @@ class Run:
         self._announce(launch, notes)
 
     def _open(self, split: str, launch: Launch) -> MaskedLoader:
-        return MaskedLoader(
-            self.config.data.shards / split,
+        loader = MaskedLoader(
+            self.config.data.split_dirs(split),
             self.config.data,
             seed=self.config.seed,
             micro_sequences=self.config.batch.micro_sequences,
             rank=launch.rank,
             world_size=launch.world_size,
             model_vocab_size=self.config.model.vocab_size,
+            sequences_per_step=self.config.batch.sequences,
         )
+        if split == "train":
+            loader.check_repetition(self.config.train.steps, self.config.batch.sequences)
+        return loader
 
     def _resume(self, chosen: Path) -> int:
         state = distributed.together(lambda: TrainState.read(chosen / "state.json"))
-        distributed.together(lambda: state.check_continues(self.config, self.training_data.fingerprint))
+        data = self.training_data
+        distributed.together(lambda: state.check_continues(self.config, data.fingerprint, data.source_fingerprints))
         distributed.together(lambda: checkpoint.load(self.engine, chosen))
         return state.step
 
@@ -128,6 +139,9 @@ class Run:
             self.log.say(note)
         self.log.say(f"model: {parameter_count(model).total:,} parameters, {model.num_hidden_layers} layers")
         self.log.say(f"data: {data.describe()}")
+        samples = [step * self.config.batch.sequences for step in (self.step, self.config.train.steps)]
+        done, planned = map(data.epochs_read, samples)
+        self.log.say(f"epochs: {_epochs(planned)} in the whole run, {_epochs(done)} of them done")
         self.log.say(
             f"held out: {self.held_out.describe()}; its unigram entropy, the loss of guessing by frequency alone, is"
             f" {self.held_out.unigram_entropy_nats:.4f} nats"
@@ -173,7 +187,7 @@ class Run:
             pretrain_step(self.engine, data, self.learning_rate, self.totals)
         except NothingToPredictError as error:
             raise NothingToPredictError(
-                f"step {self.step + 1}: {error}; look at data.shards with data_prep/inspect_shards.py: its documents"
+                f"step {self.step + 1}: {error}; look at the shards with data_prep/inspect_shards.py: its documents"
                 " hold nothing but unknown characters, or are too few"
             ) from None
         except NonFiniteError as error:
@@ -206,20 +220,28 @@ class Run:
             "samples_seen": self.step * self.config.batch.sequences,
             "sample_digest": interval.digest,
         }
+        epochs = self.training_data.epochs_read(self.step * batch.sequences)
+        values |= {f"epochs/{name}" if name else "epochs": value for name, value in epochs.items()}
         self.log.scalars("train", self.step, values)
         remaining = (self.config.train.steps - self.step) * seconds / num_steps
-        self.log.say(progress_line(self.step, self.config.train.steps, values, remaining))
+        of_sources = f"  epochs {_epochs(epochs)}" if len(epochs) > 1 else ""
+        self.log.say(progress_line(self.step, self.config.train.steps, values, remaining) + of_sources)
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        result = evaluate(self.engine, self.held_out, self.config.train.evaluate_sequences)
+        train, mixture = self.config.train, self.config.data.mixture
+        shares = None if mixture is None else mixture.share_of_run(train.steps)
+        by_source = evaluate(self.engine, self.held_out, train.evaluate_sequences, shares)
+        result = sum_of(by_source.values())
         values = {"loss": result.loss, "perplexity": result.perplexity, "masked_accuracy": result.accuracy}
         values["unigram_entropy"] = self.held_out.unigram_entropy_nats
+        values |= {f"loss/{name}": part.loss for name, part in by_source.items() if name}
         self.log.scalars("evaluation", self.step, values | {"predicted_tokens": result.predicted_tokens})
+        of_sources = "".join(f"  {name} {part.loss:.4f}" for name, part in by_source.items() if name)
         self.log.say(
             f"held out at step {self.step}: loss {result.loss:.4f}  perplexity {result.perplexity:,.1f}"
             f"  masked accuracy {result.accuracy:.3f}  ({result.predicted_tokens:,} predictions,"
-            f" {duration(time.perf_counter() - start)})"
+            f" {duration(time.perf_counter() - start)}){of_sources}"
         )
 
     def _save(self) -> None:
@@ -233,6 +255,7 @@ class Run:
             step=self.step,
             samples_seen=self.step * self.config.batch.sequences,
             data_fingerprint=self.training_data.fingerprint,
+            source_fingerprints=self.training_data.source_fingerprints,
             trajectory=trajectory_of(self.config),
         )
         facts = {"zero_stage": self.config.engine.zero_stage, "precision": self.config.engine.precision}
@@ -248,6 +271,10 @@ class Run:
         self.log.event("stopped", step=self.step, reason=reason)
         self.log.say(f"stopped at step {self.step} ({reason}); the same command goes on from there")
         return EXIT_REQUEUE
+
+
+def _epochs(by_source: dict[str, float]) -> str:
+    return ", ".join(f"{name} {epochs:.2f}".strip() for name, epochs in by_source.items())
 
 
 def _choose_checkpoint(config: Config) -> tuple[Path | None, list[str]]:

@@ -1,8 +1,10 @@
 """What a run says of itself: sums kept on the device, then log.jsonl, TensorBoard and one line for people."""
 
+import dataclasses
 import json
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,12 @@ class Interval:
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
+
+
+def sum_of(intervals: Collection[Interval]) -> Interval:
+    """One interval of several."""
+    sums = {field.name: sum(getattr(i, field.name) for i in intervals) for field in dataclasses.fields(Interval)}
+    return Interval(**sums | {"digest": sums["digest"] % DIGEST_MODULUS})
 
 
 class Totals:

@@ -30,7 +30,7 @@ def prepare(config: Config, launch: Launch) -> None:
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         sweep_unfinished(run_dir)
-        _copy_tokenizer(config.data.shards / "tokenizer", run_dir / "tokenizer")
+        _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
         write_durably(run_dir / "config.yaml", config.to_yaml())
         write_durably(run_dir / "environment.json", json.dumps(_environment(launch), indent=2) + "\n")
     except OSError as error:

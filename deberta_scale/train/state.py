@@ -19,6 +19,8 @@ class TrainState:
     data_fingerprint: str
     trajectory: dict[str, object]
     """The config values that fix the trajectory, see `trajectory_of`."""
+    source_fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of each source of a mixture, by name."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -27,14 +29,26 @@ class TrainState:
     def read(path: Path) -> "TrainState":
         return TrainState(**json.loads(path.read_text()))
 
-    def check_continues(self, config: Config, data_fingerprint: str) -> None:
+    def check_continues(
+        self, config: Config, data_fingerprint: str, source_fingerprints: dict[str, str] | None = None
+    ) -> None:
         """Raise ConfigError naming each difference, if `config` on this data would not continue the trajectory."""
+        wanted = trajectory_of(config)
+        # Sources and phases that are gone are found by what the checkpoint says of them.
+        keys = [*wanted, *(key for key in self.trajectory if key.startswith("data.mixture.") and key not in wanted)]
         differences = [
-            f"  {key}: the checkpoint has {self.trajectory.get(key)!r}, the config {value!r}"
-            for key, value in trajectory_of(config).items()
-            if self.trajectory.get(key) != value
+            f"  {key}: the checkpoint has {self.trajectory.get(key)!r}, the config {wanted.get(key)!r}"
+            for key in keys
+            if self.trajectory.get(key) != wanted.get(key)
         ]
-        if self.data_fingerprint != data_fingerprint:
+        for name, fingerprint in (source_fingerprints or {}).items():
+            saved = self.source_fingerprints.get(name, fingerprint)
+            if saved != fingerprint:
+                differences.append(
+                    f"  data.mixture.sources.{name}.shards: the checkpoint's training set has fingerprint {saved[:16]},"
+                    f" {config.data.directories[f'data.mixture.sources.{name}.shards']} has {fingerprint[:16]}"
+                )
+        if self.data_fingerprint != data_fingerprint and config.data.mixture is None:
             differences.append(
                 f"  data.shards: the checkpoint's training set has fingerprint {self.data_fingerprint[:16]},"
                 f" {config.data.shards} has {data_fingerprint[:16]}"
@@ -53,7 +67,14 @@ def trajectory_of(config: Config) -> dict[str, object]:
     keys = [f"model.{key}" for key in tree["model"]]
     keys += ["data.sequence_length", "data.packing", "data.masking", "batch.sequences", "seed"]
     keys += ["engine.zero_stage", "engine.precision", "init_from"]
+    if tree["data"]["masking"]["compat"] == "none":
+        del tree["data"]["masking"]["compat"]  # as in checkpoints from before there was a choice
     found: dict[str, object] = {}
+    if config.data.mixture is not None:
+        for name, source in config.data.mixture.sources.items():
+            found[f"data.mixture.sources.{name}.weight"] = source.weight
+        for phase in config.data.mixture.phases:
+            found[f"data.mixture.phases.from_step {phase.from_step}"] = phase.weights
     for key in keys:
         section, _, name = key.rpartition(".")
         found[key] = tree[section][name] if section else tree[name]

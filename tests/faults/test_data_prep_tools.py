@@ -93,7 +93,7 @@ def test_each_tool_says_what_it_does_and_names_the_next_command(text: Path, tmp_
     assert answer.startswith("training 400 unigram pieces on 1 file(s)\n") and f"wrote {tokenizer}" in answer
     assert f"next: python data_prep/tokenize_corpus.py --input ... --tokenizer {tokenizer}" in answer
     answer = answer_of("tokenize_corpus", "--input", text, "--tokenizer", tokenizer, "--out", shards)
-    assert answer.startswith("tokenizing 1 file(s) with 1 worker(s)\n") and f"wrote {shards}" in answer
+    assert answer.startswith("tokenizing 1 file(s) with 1 worker(s) into ") and f"wrote {shards}" in answer
     assert f"next: python data_prep/inspect_shards.py {shards}" in answer
     answer = answer_of("inspect_shards", shards)
     assert answer.startswith(f"looking into {shards}\n")

@@ -1,5 +1,6 @@
 """Masks: 80/10/10, whole words, an exact budget, and every place as likely as any other."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from deberta_scale.config import DataConfig, MaskingConfig
 from deberta_scale.data.loader import MaskedLoader, Sample
 from deberta_scale.data.masking import MAX_WORD_TOKENS, Masker
-from deberta_scale.data.tokenizer import SPECIAL, WORD_START, Tokenizer
+from deberta_scale.data.tokenizer import MASK_PIECE, SPECIAL, UNSPACED_SCRIPT, WORD_START, Tokenizer
+from deberta_scale.data.twins import OfficialGenerator, PlainLoader
 
 LENGTH = 128
 
@@ -143,3 +145,92 @@ def test_a_chain_of_pieces_longer_than_any_word_is_cut(tokenizer: Tokenizer) -> 
     for epoch in range(50):
         places = masker.mask(tokens, 1, epoch, 0)[1]
         assert 15 - MAX_WORD_TOKENS < len(places) <= 15
+
+
+def test_scripts_without_spaces_are_masked_piece_by_piece(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece starts a word, or a sentence would be one. The official rule knows nothing of it."""
+    unspaced = int(np.flatnonzero((tokenizer.flags() & (WORD_START | SPECIAL)) == 0)[300])
+    flags = tokenizer.flags()
+    flags[unspaced] = WORD_START | UNSPACED_SCRIPT
+    monkeypatch.setattr(tokenizer, "flags", flags.copy)
+    sentence = np.array([1] + [unspaced] * 100 + [2])
+    ours, official = (Masker(MaskingConfig(max_span_words=2, compat=c), tokenizer) for c in ("none", "official"))
+    assert all(len(ours.mask(sentence, 1, epoch, 0)[1]) == 15 for epoch in range(20))
+    assert all(len(official.mask(sentence, 1, epoch, 0)[1]) == 100 for epoch in range(20)), "one word"
+
+
+@pytest.mark.parametrize("max_span_words", [1, 3])
+def test_official_masks_have_the_distribution_of_the_released_algorithm(
+    prepared_shards: Path, tokenizer: Tokenizer, max_span_words: int
+) -> None:
+    """Place by place, and in number, against the algorithm told again on lists of pieces; 77 of 512 tokens."""
+    length, repeats = 512, 60
+    twin = PlainLoader(
+        prepared_shards / "train", DataConfig(shards=prepared_shards, sequence_length=length, packing="concat"), seed=1
+    )
+    rows = [tokens for row in range(len(twin.rows)) if len(tokens := twin.true_row(row)[0]) == length][:40]
+    generator = OfficialGenerator(tokenizer, length, max_span_words)
+    masker = Masker(MaskingConfig(max_span_words=max_span_words, compat="official"), tokenizer)
+    expected, found = (np.zeros((len(rows) * repeats, length), dtype=bool) for _ in range(2))
+    kinds = np.zeros((2, 3))
+    for number, row in enumerate(rows * repeats):
+        pieces = [tokenizer.piece(token) for token in row]
+        shown = list(pieces)
+        expected[number] = [label is not None for label in generator.mask(shown, random.Random(number))]
+        kinds[0] += kinds_of(np.array(shown)[expected[number]], np.array(pieces)[expected[number]], MASK_PIECE)
+        ids, places = masker.mask(np.array(row), 1, number, 0)
+        found[number, places] = True
+        kinds[1] += kinds_of(ids[places], np.array(row)[places], tokenizer.mask_id)
+    for part in (slice(1, 65), slice(65, 385), slice(385, 449), slice(449, 479), slice(479, 511)):
+        assert found[:, part].mean() == pytest.approx(expected[:, part].mean(), abs=0.004)
+    assert found.sum(axis=1).mean() == pytest.approx(expected.sum(axis=1).mean(), abs=0.1)
+    assert found.sum(axis=1).std() == pytest.approx(expected.sum(axis=1).std(), abs=0.1)
+    assert kinds[1] / kinds[1].sum() == pytest.approx(kinds[0] / kinds[0].sum(), abs=0.005)
+    # The bias: 1/6 of the beginning, and little or nothing of the end.
+    assert found[:, 1:385].mean() == pytest.approx(1 / 6, abs=0.005)
+    tail = found[:, 479:511].mean()
+    assert tail == 0.0 if max_span_words == 1 else 0.01 < tail < 0.1
+    ours = Masker(MaskingConfig(max_span_words=max_span_words), tokenizer)
+    flat = np.zeros(length)
+    for number, row in enumerate(rows * repeats):
+        flat[ours.mask(np.array(row), 1, number, 0)[1]] += 1 / (len(rows) * repeats)
+    assert flat[479:511].mean() == pytest.approx(0.15, abs=0.01)
+
+
+def kinds_of(shown: np.ndarray, true: np.ndarray, mask: object) -> list[int]:
+    """How many are masked, kept and replaced."""
+    masked, kept = shown == mask, shown == true
+    return [masked.sum(), kept.sum(), (~masked & ~kept).sum()]
+
+
+def test_official_masking_predicts_80_of_1024_and_draws_special_tokens_too(tokenizer: Tokenizer) -> None:
+    word = int(np.flatnonzero(tokenizer.flags() & WORD_START)[0])
+    settings = {"compat": "official", "max_span_words": 1, "mask_fraction": 0.0, "random_fraction": 1.0}
+    masker = Masker(MaskingConfig.model_validate(settings), tokenizer)
+    tokens = np.array([1] + [word] * 1022 + [2])
+    drawn = set()
+    for epoch in range(200):
+        shown, places = masker.mask(tokens, 1, epoch, 0)
+        assert len(places) == 80
+        drawn |= set(shown[places].tolist())
+    assert drawn == set(range(tokenizer.vocabulary_size))
+
+
+def test_official_masking_reaches_the_last_32_of_512_places_with_4_percent(tokenizer: Tokenizer) -> None:
+    """With a third of the pieces inside words, as measured with the released code on English; quarters, too."""
+    flags = tokenizer.flags()
+    start = int(np.flatnonzero(flags & WORD_START)[0])
+    inner = int(np.flatnonzero((flags & (WORD_START | SPECIAL)) == 0)[300])
+    generator = np.random.default_rng(0)
+    masker = Masker(MaskingConfig(compat="official"), tokenizer)
+    counts, repeats = np.zeros(510), 4000
+    for epoch in range(repeats):
+        row = np.concatenate([[1], np.where(generator.random(510) < 1 / 3, inner, start), [2]])
+        counts[masker.mask(row, 1, epoch, 0)[1] - 1] += 1
+    rates = counts / repeats
+    assert [quarter.mean() for quarter in np.array_split(rates, 4)] == pytest.approx(
+        [0.166, 0.166, 0.166, 0.108], abs=0.004
+    )
+    assert rates[-32:].mean() == pytest.approx(0.042, abs=0.008)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deberta_scale.data.packing import Rows, pack
+from deberta_scale.data.packing import LEAST_CUT_TOKENS, Rows, pack
 
 MODES = ("best_fit", "concat", "doc")
 
@@ -73,6 +73,14 @@ def test_concat_goes_through_documents_and_separates_them() -> None:
     # 7 places after [CLS]: 4 + [SEP], then room for one token and its [SEP]
     assert [rows.pieces(row) for row in range(len(rows))] == [[(0, 4), (4, 1)], [(5, 6)], [(11, 2), (13, 3)]]
     assert rows.one_segment
+
+
+def test_few_long_documents_fill_rows_of_512_to_half_a_percent() -> None:
+    """Their rests fit each other badly: the emptiest rows are cut to the room in others."""
+    random = np.random.default_rng(0)
+    rows = rows_of(Lengths([[int(length)] for length in random.integers(2000, 4000, 300)]), 512, "best_fit")
+    assert rows.padding_share(512) < 0.005
+    assert np.count_nonzero(rows.lengths < LEAST_CUT_TOKENS) < 20, "only what documents leave may be so short"
 
 
 def test_best_fit_wastes_little() -> None:

@@ -1,49 +1,17 @@
 """Every document of every kind of input comes out once, however it is cut; what cannot be read is named."""
 
-import gzip
-import json
 import tempfile
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.inputs import Document, InputError, Reading, documents, find_inputs, in_short, plan_units
+from data_prep.inputs import Reading, find_inputs, in_short, plan_units
+from tests.reading import NO_LIMIT, json_lines, message_of, read, write
 
-NO_LIMIT = 2**40
 TWO_DOCUMENTS = "first line\n  second line\r\n\n \t\nanother document"
 AS_PARAGRAPHS = [["first line", "second line"], ["another document"]]
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    """Write a file, compressed as its name says."""
-    content = text.encode() if isinstance(text, str) else text
-    if path.suffix == ".gz":
-        content = gzip.compress(content, mtime=0)
-    elif path.suffix == ".zst":
-        content = zstandard.compress(content)
-    path.write_bytes(content)
-    return path
-
-
-def read(*paths: Path, reading: Reading | None = None, unit_bytes: int = NO_LIMIT) -> list[Document]:
-    reading = reading or Reading()
-    units = plan_units(find_inputs(list(paths)), reading, unit_bytes)
-    return [document for unit in units for part in unit for document in documents(part, reading)]
-
-
-def message_of(*paths: Path, reading: Reading | None = None, unit_bytes: int = NO_LIMIT) -> str:
-    with pytest.raises(InputError) as caught:
-        read(*paths, reading=reading, unit_bytes=unit_bytes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def json_lines(*texts: str) -> str:
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 @pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".txt.zst"])
@@ -69,7 +37,8 @@ def test_the_text_of_json_lines_can_stand_under_another_key(tmp_path: Path) -> N
 
 
 def test_json_documents_without_text_are_counted_as_empty_ones(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.jsonl", json_lines("one", " \n ", "two"))) == [["one"], [], ["two"]]
+    path = write(tmp_path / "a.jsonl", json_lines("one", " \n ", None, "two"))
+    assert read(path) == [["one"], [], [], ["two"]]
 
 
 def test_files_of_a_directory_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -216,10 +185,10 @@ def test_the_offset_of_a_bad_byte_counts_the_byte_order_mark(tmp_path: Path) -> 
         ('{"text": "cut', "not valid JSON: Unterminated string starting at at column 10"),
         ('{"text": "one"} {"text": "two"}', "not valid JSON: Extra data at column 17"),
         ('["text"]', "expected a JSON object with the key 'text'"),
-        ('{"txet": "text"}', "the record has no key 'text'; did you mean --text-field txet?"),
+        ('{"txet": "text"}', "the record has no key 'text'; did you mean the text field 'txet'?"),
         ('{"id": 1, "body": "text"}', "the record has no key 'text'; it has 'id', 'body'"),
         ("{}", "the record has no key 'text'; it has none"),
-        ('{"text": null}', "'text' is not a string but NoneType"),
+        ('{"text": ["text"]}', "'text' is not a string but list"),
         ('{"text": "\\ud83d"}', "'text' holds half a surrogate pair"),
         ('{"id": ' + "1" * 5000 + "}", "not usable JSON"),
         ("[" * 100_000, "not usable JSON: nested too deeply"),

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import struct
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ from data_prep.inputs import InputError, Reading, find_inputs
 from data_prep.tokenize_corpus import SPLITS, tokenize
 from deberta_scale.data.shards import ShardSet
 from deberta_scale.data.tokenizer import Tokenizer
+from tests.launching import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -216,3 +219,34 @@ def test_input_without_text_is_an_error_that_names_it(tokenizer_dir: Path, tmp_p
     path.write_text(content)
     with pytest.raises(InputError, match=r"empty\.txt: no text in it, nothing to tokenize"):
         tokenize_into(tmp_path / "out", tokenizer_dir, path)
+
+
+def test_a_data_description_makes_a_directory_of_each_source_with_its_filters(
+    prepared_shards: Path, sample_documents: list[str], tmp_path: Path
+) -> None:
+    for name, documents in (
+        ("novels", sample_documents),
+        ("notes", [*sample_documents[:20], "short", "ab\x00c\x07d " * 9]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    description = tmp_path / "data.yaml"
+    description.write_text(
+        f"tokenizer: {prepared_shards / 'tokenizer'}\nvalidation_fraction: 0.2\nsources:\n"
+        f"  novels: {{paths: [{tmp_path / 'novels.jsonl'}]}}\n"
+        f"  notes: {{paths: [{tmp_path / 'notes.jsonl'}], cleaning: {{min_document_characters: 10}}}}\n"
+    )
+    command = [sys.executable, ROOT / "data_prep" / "tokenize_corpus.py", "--data", description, "--out"]
+    result = subprocess.run([*map(str, command), str(tmp_path / "out")], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "left out by document_length: 1 documents, 5 characters" in result.stdout
+    told = json.loads((tmp_path / "out" / "notes" / "preparation.json").read_text())
+    assert told["cleaning"]["all"]["documents_in"] == 22 and told["cleaning"]["all"]["documents_out"] == 21
+    assert told["cleaning"]["control_characters"]["documents_changed"] == 1
+    assert ShardSet(tmp_path / "out" / "novels" / "train").num_documents > 30
+    both = subprocess.run(
+        [*map(str, command), str(tmp_path / "other"), "--input", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert both.returncode == 1 and "--data says input" in both.stderr

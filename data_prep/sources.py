@@ -1,0 +1,187 @@
+"""A data description, configs/data/*.yaml: which sources there are, how to read, filter and weight them.
+
+Paths are seen from the working directory, as those of every config. Each source becomes shards of its own, so that
+weights can change without cutting the text again.
+"""
+
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from data_prep.cleaning import CleaningConfig
+from data_prep.inputs import InputError, InputFile, Reading, find_inputs
+from deberta_scale.config_data import ConfigError, Section, Weight
+from deberta_scale.config_file import apply_override, describe_problem
+
+DEFAULT_VALIDATION_FRACTION = 0.05
+
+
+class SourceDescription(Section):
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files, directories, patterns, or hub:NAME:CONFIG@SPLIT, as for `--input`."""
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    """Key of the text in JSON lines, or column in tables."""
+    document_boundary: Literal["blank-line", "file"] = "blank-line"
+    """What separates documents in plain text."""
+    weight: Weight = 1.0
+    """Share of the training samples, relative to the other sources' weights."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """In the file, what differs for this source from the `cleaning` of all; here, the two together."""
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"expected a list, for instance [{value}]")
+        return value
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.document_boundary, self.text_field)
+
+
+class DataDescription(Section):
+    tokenizer: Path
+    """Directory written by data_prep/train_tokenizer.py, or a released one."""
+    sources: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], SourceDescription], Field(min_length=1)]
+    """By name, which names a directory too."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_VALIDATION_FRACTION
+    """Share of the documents held out for evaluation."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """Which documents to leave out, and what to change in the others, in all sources that do not say otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cleaning_of_all(cls, tree: Any) -> Any:
+        """Give it to each source, so that what a source says itself is checked together with it."""
+        if not (
+            isinstance(tree, dict) and isinstance(tree.get("cleaning"), dict) and isinstance(tree.get("sources"), dict)
+        ):
+            return tree
+        sources = {
+            name: source | {"cleaning": _merged(tree["cleaning"], source.get("cleaning", {}))}
+            if isinstance(source, dict) and isinstance(source.get("cleaning", {}), dict)
+            else source
+            for name, source in tree["sources"].items()
+        }
+        return tree | {"sources": sources}
+
+    @model_validator(mode="after")
+    def _has_weight(self) -> "DataDescription":
+        if not any(source.weight for source in self.sources.values()):
+            raise ValueError("the weights of all sources are 0; give at least one of them a weight")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights of the sources, summing to 1."""
+        total = sum(source.weight for source in self.sources.values())
+        return {name: source.weight / total for name, source in self.sources.items()}
+
+
+def load_description(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> DataDescription:
+    """Read a YAML file, apply `key.sub=value` overrides, validate.
+
+    Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _LoaderOfUniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a date or a number that there is not
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys such as sources: and tokenizer:, found {type(tree).__name__}")
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        return DataDescription.model_validate(tree)
+    except RecursionError:
+        raise ConfigError(f"{path}: an alias (*name) stands inside of what it repeats") from None
+    except ValidationError as error:
+        told = error.errors()
+        of_all = {problem["loc"] for problem in told}
+        problems = [_problem(problem) for problem in told if _location_of_all(problem["loc"]) not in of_all]
+        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def find_source_inputs(description: DataDescription) -> dict[str, list[InputFile]]:
+    """The files of each source, in the order of the description.
+
+    Raises InputError naming the source for what `find_inputs` refuses, and for a file that two sources have.
+    """
+    files: dict[str, list[InputFile]] = {}
+    owners: dict[Path, str] = {}
+    for name, source in description.sources.items():
+        try:
+            files[name] = find_inputs([Path(each) for each in source.paths])
+        except InputError as error:
+            raise InputError(f"sources.{name}: {error}") from None
+        for file in files[name]:
+            owner = owners.setdefault(file.path if file.revision else file.path.resolve(), name)
+            if owner != name:
+                raise InputError(
+                    f"sources.{name}: {file.path} is in sources.{owner} too; its documents would count double, so"
+                    " leave it out of one"
+                )
+    return files
+
+
+class _LoaderOfUniqueKeys(yaml.SafeLoader):
+    """Of two sources with one name, YAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading keys", node.start_mark, f"{key.value!r} is given twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _problem(problem: ErrorDetails) -> str:
+    """As configs say it; with the nearest known key also inside a source."""
+    *section, key = problem["loc"] or ("",)
+    known = _section_at(DataDescription, section)
+    if problem["type"] != "extra_forbidden" or known is None:
+        return describe_problem(problem)
+    nearest = difflib.get_close_matches(str(key), known.model_fields, n=1)
+    hint = f"; did you mean '{'.'.join(map(str, [*section, *nearest]))}'?" if nearest else ""
+    return f"{'.'.join(map(str, [*section, key]))}: unknown key{hint}"
+
+
+def _location_of_all(location: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
+    """Where the `cleaning` of all sources holds what one of them holds too, and with it the same mistake."""
+    is_of_source = len(location) > 2 and (location[0], location[2]) == ("sources", "cleaning")
+    return location[2:] if is_of_source else None
+
+
+def _section_at(schema: type[BaseModel], location: list[Any]) -> type[BaseModel] | None:
+    """The section that a key lies in: also one of those that a mapping holds."""
+    kind: Any = schema
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            kind = get_args(kind)[1] if get_origin(kind) is dict else None
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((each for each in get_args(kind) if each is not type(None)), None)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _merged(general: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
+    """Sections merged key by key, everything else replaced."""
+    return general | {
+        key: _merged(general[key], value) if isinstance(value, dict) and isinstance(general.get(key), dict) else value
+        for key, value in special.items()
+    }
