@@ -108,7 +108,8 @@ class Cleaner:
         """
         if not document:
             return document
-        characters = self._count("in", document)
+        characters = sum(map(len, document))
+        self._count("in", document, characters)
         for name, cleaned_by in self._filters:
             cleaned = cleaned_by(document)
             if cleaned is document:
@@ -120,7 +121,7 @@ class Cleaner:
             if not cleaned:
                 return None
             document, characters = cleaned, left
-        self._count("out", document)
+        self._count("out", document, characters)
         return document
 
     def _add(self, name: str, is_on: bool, method: Callable[[Document], Document], changes: bool = False) -> None:
@@ -130,11 +131,9 @@ class Cleaner:
             self.counts |= {f"{name}.{unit}_dropped": 0 for unit in _UNITS}
             self.counts |= {f"{name}.{unit}_changed": 0 for unit in _UNITS[:2] if changes}
 
-    def _count(self, end: str, document: Document) -> int:
-        characters = sum(map(len, document))
+    def _count(self, end: str, document: Document, characters: int) -> None:
         for unit, amount in zip(_UNITS, (1, len(document), characters), strict=True):
             self.counts[f"{unit}_{end}"] += amount
-        return characters
 
     def _without_control(self, document: Document) -> Document:
         if all(map(str.isprintable, document)):  # twice as fast as the expression, and true of most

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from data_prep.records import Document
 from deberta_scale.config_data import PositiveInt, Section
@@ -47,6 +48,15 @@ class DeduplicationConfig(Section):
     """Omit paragraphs that an earlier document, or the same one, has had."""
     min_paragraph_characters: PositiveInt = 60
     """Shorter paragraphs are never omitted: headings and answers repeat in honest text."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DeduplicationConfig":
+        shortest = self.min_paragraph_characters
+        if not self.paragraphs and shortest != type(self).model_fields["min_paragraph_characters"].default:
+            raise ValueError(
+                f"min_paragraph_characters {shortest} has no effect without paragraphs: true; add that, or leave it out"
+            )
+        return self
 
 
 class RunWriter:

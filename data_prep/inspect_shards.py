@@ -2,8 +2,8 @@
 
 Prints for each split its counts, its rates of unknown and byte pieces, histograms of document lengths and of scripts,
 how the first tokens of a few documents read, cut into pieces (`▁` or `Ġ` is a space, `¶` the end of a paragraph), and a
-few rows with their masks as the model sees them. `--report FILE.html` writes all of it as a page, with what the
-preparation left out and how often pieces occur.
+few rows with their masks as the model sees them, by the settings of the training config that `--config` names.
+`--report FILE.html` writes all of it as a page, with what the preparation left out and how often pieces occur.
 """
 
 import argparse
@@ -15,20 +15,18 @@ from typing import Any
 import numpy as np
 
 from data_prep.command import positive_int, report, run
-from data_prep.masked_rows import lines_of_rows, masked_rows
+from data_prep.masked_rows import RowSettings, default_settings, lines_of_rows, masked_rows, settings_of
 from data_prep.report_page import write_report
 from data_prep.scripts_of_text import visible
 from data_prep.token_sample import sample_facts, spread
 from data_prep.workplace import PREPARATION_FILE
+from deberta_scale.config_file import load
 from deberta_scale.data.shards import ShardError, ShardSet
 from deberta_scale.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
 DEFAULT_DOCUMENTS = 3
 DEFAULT_ROWS = 2
-DEFAULT_ROW_LENGTH = 512
-SHORTEST_ROW = 8
-"""As in the config."""
 _TOKENS_SHOWN = 48
 """Of each document: about three lines of a terminal."""
 _PLACES_SHOWN = 64
@@ -41,10 +39,10 @@ def inspect(
     splits: list[str],
     num_documents: int,
     num_rows: int = DEFAULT_ROWS,
-    row_length: int = DEFAULT_ROW_LENGTH,
+    settings: RowSettings | None = None,
 ) -> dict[str, Any]:
     """What stands in a directory that tokenize_corpus.py wrote, by split, with up to `num_documents` examples of each
-    and `num_rows` rows of `row_length` places with their masks.
+    and `num_rows` rows with their masks, by the settings of a run or the default ones.
 
     Raises ShardError or TokenizerError naming the file that is missing, damaged, or not of the same tokenizer.
     """
@@ -53,8 +51,9 @@ def inspect(
     for split, shards in opened.items():
         if shards.tokenizer_sha256 != tokenizer.sha256:
             raise ShardError(f"{directory / split}: made with another tokenizer than {directory / 'tokenizer'}")
+    settings = settings or default_settings(directory)
     return {
-        split: _facts(shards, tokenizer, num_documents) | {"rows": masked_rows(shards, tokenizer, row_length, num_rows)}
+        split: _facts(shards, tokenizer, num_documents) | {"rows": masked_rows(shards, tokenizer, settings, num_rows)}
         for split, shards in opened.items()
     }
 
@@ -174,14 +173,6 @@ def html_file(text: str) -> Path:
     return path
 
 
-def row_length(text: str) -> int:
-    """An argparse type."""
-    value = int(text)
-    if value < SHORTEST_ROW:
-        raise argparse.ArgumentTypeError(f"{text} is less than {SHORTEST_ROW}")
-    return value
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory written by tokenize_corpus.py")
@@ -200,11 +191,10 @@ def main() -> int:
         help="show this many masked rows of each split, spread over it (default: %(default)s)",
     )
     parser.add_argument(
-        "--sequence-length",
-        type=row_length,
-        default=DEFAULT_ROW_LENGTH,
-        metavar="L",
-        help="places of such a row, as data.sequence_length of the training config (default: %(default)s)",
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="a training config: rows are packed and masked as its run does (default: as with rows of 512 places)",
     )
     parser.add_argument("--report", type=html_file, metavar="FILE.html", help="write all of it as a page as well")
     parser.add_argument("--split", choices=SPLITS, help="only this one (default: both)")
@@ -215,7 +205,10 @@ def main() -> int:
         if not arguments.json:
             print(f"looking into {arguments.directory}", flush=True)
         splits = [arguments.split] if arguments.split else list(SPLITS)
-        by_split = inspect(arguments.directory, splits, arguments.documents, arguments.rows, arguments.sequence_length)
+        settings = None
+        if arguments.config is not None:
+            settings = settings_of(load(arguments.config), arguments.config, arguments.directory)
+        by_split = inspect(arguments.directory, splits, arguments.documents, arguments.rows, settings)
         found = {
             "directory": str(arguments.directory),
             "tokenizer": Tokenizer.load(arguments.directory / "tokenizer").describe(),

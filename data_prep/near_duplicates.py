@@ -32,11 +32,11 @@ from deberta_scale.config_data import Fraction, PositiveInt, Section
 from deberta_scale.durable import sync
 
 BANDS = "bands"
+DECISION_FILE = "near_duplicates.npy"
 SCHEME = "affine32"
 """datasketch's name for the permutations a * h + b mod 2**32, which it promises to keep."""
 
 _SIGNATURES_FILE = "signatures.bin"
-_DECISION_FILE = "near_duplicates.npy"
 _SHINGLES_AT_ONCE = 2048
 _PAIRS_AT_ONCE = 2**16
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -158,7 +158,7 @@ def write_near_duplicates(config: NearDuplicateConfig, units: Sequence[Path], me
 
     Raises ValueError when not all ranges of BANDS are merged.
     """
-    path = merged / _DECISION_FILE
+    path = merged / DECISION_FILE
     if path.exists():
         return path
     alike = np.empty((0, 2), dtype=np.uint64)

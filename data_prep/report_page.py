@@ -189,7 +189,8 @@ def _rows(facts: Facts, split: str) -> list[Element]:
     masked = facts["rows"]
     summary = (
         f"{masked['rows']:,} rows of {masked['row_length']:,} places, {masked['padding_share']:.2%} padding (packing"
-        f" {masked['packing']}). Seed {masked['seed']}, epoch {masked['epoch']}, the masking of the default config."
+        f" {masked['packing']}). Packed and masked by {masked['told_by']}; seed {masked['seed']}, epoch"
+        f" {masked['epoch']}."
     )
     return [element("p", summary), *(_row(example) for example in masked["examples"])]
 

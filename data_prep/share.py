@@ -29,10 +29,15 @@ class Share:
     """mpi4py's, when there is one."""
 
     @property
+    def can_wait(self) -> bool:
+        """Whether `wait_for_all` leaves nothing undone. Elements of an array cannot wait for each other."""
+        return self.count == 1 or self.communicator is not None
+
+    @property
     def publishes(self) -> bool:
         """Whether this process puts the result together: the only one, or the first of those that can wait for each
-        other. Elements of an array cannot; the same command without an array does it after them."""
-        return self.count == 1 or (self.communicator is not None and self.index == 0)
+        other. After the elements of an array the same command without an array does it."""
+        return self.can_wait and self.index == 0
 
     def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
         return units[self.index :: self.count]

@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 
 from data_prep.cleaning import CleaningConfig
+from data_prep.deduplication import DeduplicationConfig
 from data_prep.inputs import InputError, InputFile, Reading, find_inputs
+from data_prep.near_duplicates import NearDuplicateConfig
 from deberta_scale.config_data import ConfigError, Section, Weight
 from deberta_scale.config_file import apply_override, describe_problem
 
@@ -54,6 +56,12 @@ class DataDescription(Section):
     """Share of the documents held out for evaluation."""
     cleaning: CleaningConfig = CleaningConfig()
     """Which documents to leave out, and what to change in the others, in all sources that do not say otherwise."""
+    deduplication: DeduplicationConfig = DeduplicationConfig()
+    """Which exact repeats to omit, after cleaning. All sources are compared with each other, as one corpus: the first
+    stays, in the order of the sources and of their files. So it is said once for all, and results change with any
+    source."""
+    near_duplicates: NearDuplicateConfig | None = None
+    """Omit documents that nearly repeat another one, of all sources too; null does not look for them."""
 
     @model_validator(mode="before")
     @classmethod

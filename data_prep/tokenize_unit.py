@@ -3,15 +3,17 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.cleaning import Cleaner, CleaningConfig
-from data_prep.inputs import Document, Part, Reading, documents
-from data_prep.workplace import Workplace, take_over
+from data_prep.cleaning import Cleaner
+from data_prep.inputs import Document, Part
+from data_prep.passes import TextUnit
+from data_prep.repeats import Repeats
+from data_prep.workplace import Units, take_over
 from deberta_scale.data.shards import ShardWriter, write_manifest
 from deberta_scale.data.tokenizer import Tokenizer
 
@@ -26,43 +28,55 @@ class UnitWorker:
     """Does units in whatever process it is sent to. Tokens never travel between processes: that takes a third of the
     time."""
 
-    workplace: Workplace
-    reading: Reading
-    cleaning: CleaningConfig
+    finished: Units
     tokenizer_dir: Path
     validation_fraction: float
     shard_tokens: int
+    repeats: Repeats | None = None
+    """What to omit, where that was looked for."""
+    first_unit: int = 0
+    """The number, in `repeats`, of this source's first unit."""
 
-    def do(self, number: int, parts: list[Part]) -> None:
-        """Write a unit into the workplace. Raises InputError naming file and line."""
+    def do(self, number: int, unit: TextUnit) -> None:
+        """Write a unit into `finished`. Raises InputError naming file and line."""
         if self.tokenizer_dir not in _tokenizers:
             _tokenizers[self.tokenizer_dir] = Tokenizer.load(self.tokenizer_dir)
         tokenizer = _tokenizers[self.tokenizer_dir]
-        cleaner = Cleaner(self.cleaning)
-        raw = chain.from_iterable(documents(part, self.reading) for part in parts)
-        everything = (document for document in map(cleaner.clean, raw) if document is not None)
-        with self.workplace.unit(number) as (directory, fragment):
-            outputs = {split: _SplitOutput(directory, split, parts, self.shard_tokens, tokenizer) for split in SPLITS}
-            fragment["empty_documents"] = self._tokenize(everything, tokenizer, outputs)
+        cleaner = Cleaner(unit.cleaning)
+        # The split before anything is omitted: a paragraph more or less moves no document to the other one.
+        chosen = ((_split_of(document, self.validation_fraction), document) for document in unit.documents(cleaner))
+        with self.finished.writing(number) as (directory, fragment):
+            outputs = {
+                split: _SplitOutput(directory, split, unit.parts, self.shard_tokens, tokenizer) for split in SPLITS
+            }
+            if self.repeats is None:
+                fragment["empty_documents"] = _tokenize(chosen, tokenizer, outputs)
+            else:
+                unrepeated = self.repeats.filter_of(self.first_unit + number)
+                left = ((split, unrepeated.take(document)) for split, document in chosen)
+                kept = ((split, document) for split, document in left if document is not None)
+                fragment["empty_documents"] = _tokenize(kept, tokenizer, outputs)
+                fragment["deduplication"] = unrepeated.counts
+                self.repeats.check_same_text(self.first_unit + number, unit, cleaner.counts)
             for output in outputs.values():
                 output.finish()
             fragment["cleaning"] = cleaner.counts
             fragment["shards"] = {split: output.shards for split, output in outputs.items()}
 
-    def _tokenize(
-        self, everything: Iterable[Document], tokenizer: Tokenizer, outputs: dict[str, "_SplitOutput"]
-    ) -> int:
-        empty_documents = 0
-        numbered = iter(enumerate(everything))
-        while batch := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
-            encoded = iter(tokenizer.encode([paragraph for _, document in batch for paragraph in document]))
-            for number, document in batch:
-                sequences = [sequence for sequence in islice(encoded, len(document)) if len(sequence)]
-                if sequences:
-                    outputs[_split_of(document, self.validation_fraction)].add(number, sequences)
-                else:
-                    empty_documents += 1
-        return empty_documents
+
+def _tokenize(chosen: Iterable[tuple[str, Document]], tokenizer: Tokenizer, outputs: dict[str, "_SplitOutput"]) -> int:
+    """Write each document to its split; returns how many were without text."""
+    empty_documents = 0
+    numbered = iter(enumerate(chosen))
+    while batch := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
+        encoded = iter(tokenizer.encode([paragraph for _, (_, document) in batch for paragraph in document]))
+        for number, (split, document) in batch:
+            sequences = [sequence for sequence in islice(encoded, len(document)) if len(sequence)]
+            if sequences:
+                outputs[split].add(number, sequences)
+            else:
+                empty_documents += 1
+    return empty_documents
 
 
 class _SplitOutput:
@@ -102,14 +116,14 @@ class _SplitOutput:
 
 
 def join_split(
-    split: str, directory: Path, workplace: Workplace, fragments: list[dict[str, Any]], tokenizer: Tokenizer
+    split: str, directory: Path, units: Units, fragments: list[dict[str, Any]], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Number a split's shards through, in the order of the units, and write its manifest; returns that."""
     (directory / split).mkdir()
     token_counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
     shards: list[dict[str, Any]] = []
     for unit, fragment in enumerate(fragments):
-        place = workplace.unit_directory(unit)
+        place = units.directory(unit)
         for shard in fragment["shards"][split]:
             name = f"{len(shards):05d}"
             for ending in (".bin", ".idx"):

@@ -27,8 +27,10 @@ def main() -> int:
         verified: dict[str, list[str]] = {}
         problems: list[str] = []
         for split, shards in opened.items():
-            if shards.tokenizer_sha256 != tokenizer.sha256:
-                problems.append(f"{split}: made with another tokenizer than {arguments.directory / 'tokenizer'}")
+            try:
+                shards.check_tokenizer(tokenizer.describe(), arguments.directory / "tokenizer")
+            except ShardError as error:
+                problems.append(str(error))
             verified[split] = []
             for number in range(shards.num_shards):
                 try:

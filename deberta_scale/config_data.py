@@ -104,7 +104,8 @@ class DataConfig(Section):
     """Directory written by data_prep/tokenize_corpus.py, with `train/` and `validation/` inside. Either this or
     `mixture`."""
     mixture: MixtureConfig | None = None
-    """Several such directories, mixed."""
+    """Several such directories, mixed. In a file or on the command line also the path of a YAML file with this section,
+    such as the mixture.yaml that data_prep/tokenize_corpus.py --data writes."""
     sequence_length: Annotated[int, Field(ge=8)] = 512
     packing: Literal["best_fit", "concat", "doc"] = "best_fit"
     """best_fit: several documents a row, attention inside each; concat: rows cut from the token stream, documents

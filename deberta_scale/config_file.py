@@ -13,11 +13,25 @@ from deberta_scale.config import Config, ConfigError
 
 
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, apply `key.sub=value` overrides, validate.
+    """Read a YAML file, apply `key.sub=value` overrides in turn, validate. Where `data.mixture` is the path of a file,
+    the file's content takes its place.
 
     Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
     """
     path = Path(path)
+    tree = _read(path, "model: and data:")
+    _open_mixture(tree)
+    for override in overrides:
+        apply_override(tree, override)
+        _open_mixture(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [describe_problem(problem) for problem in error.errors()]
+        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def _read(path: Path, keys: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,14 +39,17 @@ def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys such as model: and data:, found {type(tree).__name__}")
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors()]
-        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+        raise ConfigError(f"{path}: expected keys such as {keys}, found {type(tree).__name__}")
+    return tree
+
+
+def _open_mixture(tree: dict[str, Any]) -> None:
+    data = tree.get("data")
+    if isinstance(data, dict) and isinstance(data.get("mixture"), str):
+        try:
+            data["mixture"] = _read(Path(data["mixture"]), "sources:")
+        except ConfigError as error:
+            raise ConfigError(f"data.mixture: {error}") from None
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

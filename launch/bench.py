@@ -1,7 +1,7 @@
 """Measure a part of this project beside what it replaces: `python launch/bench.py PART [options]`.
 
-Every number is measured in the run that prints it: the sides take turns in one process, each with its best setting, and
-medians are reported. `--json` prints one JSON object instead. Exit codes: 0, or 1 for something that cannot be measured
+Every number is measured in the run that prints it: the sides take turns, each with its best setting, and medians are
+reported. `--json` prints one JSON object instead. Exit codes: 0, or 1 for something that cannot be measured
 here, said in one message.
 """
 
@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Protocol
 
-PARTS = {"loader": "bench_loader"}
+PARTS = {"loader": "bench_loader", "prepare": "bench_prepare"}
 """Each part is a module beside this file, imported only when it is asked for."""
 
 

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_prepare_text import SAMPLE_TEXT, sample_tokenizer
 
 from data_prep.inputs import Reading, find_inputs
 from data_prep.tokenize_corpus import tokenize
-from data_prep.train_tokenizer import train
 from deberta_scale.config import DataConfig, MaskingConfig
 from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.data.twins import OfficialGenerator, PlainLoader
 
 SUMMARY = "Tokens a CPU second from shards to masked batches: our loader, its plain twin, the released code's way."
-SAMPLE_TEXT = Path(__file__).parent.parent / "data_prep" / "sample" / "austen.jsonl.gz"
-SAMPLE_VOCABULARY = 4000
 FAR_SAMPLE = 10**9
 LEAST_SECONDS = 0.2
 """Of CPU that a turn takes, or rows are repeated: the clock and the caches need it."""
@@ -151,9 +149,9 @@ def _shards(given: Path | None) -> Iterator[Path]:
         yield given
         return
     with tempfile.TemporaryDirectory() as directory:
-        files, tokenizer = find_inputs([SAMPLE_TEXT]), Path(directory) / "tokenizer"
-        train(files, Reading(), SAMPLE_VOCABULARY, tokenizer)
-        tokenize(files, Reading(), tokenizer, Path(directory) / "shards")
+        tokenizer = Path(directory) / "tokenizer"
+        sample_tokenizer(tokenizer)
+        tokenize(find_inputs([SAMPLE_TEXT]), Reading(), tokenizer, Path(directory) / "shards")
         yield Path(directory) / "shards"
 
 

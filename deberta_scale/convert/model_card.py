@@ -151,8 +151,10 @@ def _training(source: Source) -> str:
     if source.facts.get("run_dir") is None:
         return ""
     run_dir, step = Path(source.facts["run_dir"]), _step(source)
-    rows = [*_state_rows(source.path / "state.json"), *_config_rows(load(run_dir / "config.yaml"), step)]
-    rows += [*_result_rows(run_dir / "log.jsonl", step), *_environment_rows(run_dir / "environment.json")]
+    config, last = load(run_dir / "config.yaml"), _last_records(run_dir / "log.jsonl", step)
+    rows = [*_state_rows(source.path / "state.json"), *_config_rows(config, step)]
+    rows += [*_data_rows(config, step, last.get("train", {})), *_left_out_rows(run_dir / "data.json")]
+    rows += [*_result_rows(last), *_environment_rows(run_dir / "environment.json")]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"## Training\n\n| | |\n|---|---|\n{table}"
 
@@ -172,7 +174,8 @@ def _config_rows(config: Config, step: int) -> list[tuple[str, str]]:
         (
             "masking",
             f"{masking.probability:g} of the tokens, in spans of up to {masking.max_span_words} whole words;"
-            f" {masking.mask_fraction:g} shown as {MASK_PIECE}, {masking.random_fraction:g} as another piece",
+            f" {masking.mask_fraction:g} shown as {MASK_PIECE}, {masking.random_fraction:g} as another piece"
+            + ("; chosen as the released code does, with its bias" if masking.compat == "official" else ""),
         ),
         (
             "optimizer",
@@ -190,8 +193,39 @@ def _config_rows(config: Config, step: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _result_rows(path: Path, step: int) -> list[tuple[str, str]]:
-    """The last training and held-out records that are not later than the checkpoint."""
+def _data_rows(config: Config, step: int, train: dict[str, Any]) -> list[tuple[str, str]]:
+    """How often the text was read, as the last training record says; of a mixture, also the weights of each source."""
+    mixture = config.data.mixture
+    if mixture is None:
+        return [(f"epochs at step {train['step']:,}", f"{train['epochs']:.2f}")] if "epochs" in train else []
+    rows, shares = [], mixture.share_of_run(step)
+    for name in mixture.sources:
+        (_, first), *later = [(begin, weights[name]) for begin, weights in mixture.weights_by_step() if begin < step]
+        said = f"weight {first:g}" + "".join(f", from step {begin:,} {weight:g}" for begin, weight in later)
+        epochs = train.get(f"epochs/{name}")
+        read = "" if epochs is None else f"; read {epochs:.2f} times by step {train['step']:,}"
+        rows.append((f"source {name}", f"{said}; {shares[name]:.2%} of the samples{read}"))
+    return rows
+
+
+def _left_out_rows(path: Path) -> list[tuple[str, str]]:
+    """What the preparation left out of each source, by filter."""
+    rows = []
+    for name, facts in _json_object(path).items():
+        by_filter = facts.get("cleaning", {}) | facts.get("deduplication", {})
+        dropped = [
+            f"{counts[f'{unit}_dropped']:,} {unit} by {filter_name}"
+            for filter_name, counts in by_filter.items()
+            for unit in ("documents", "paragraphs")
+            if counts.get(f"{unit}_dropped")
+        ]
+        if dropped:
+            rows.append((f"left out of {name}" if name else "text left out", ", ".join(dropped)))
+    return rows
+
+
+def _last_records(path: Path, step: int) -> dict[str, dict[str, Any]]:
+    """The last records of a log that are not later than the checkpoint, by kind."""
     last: dict[str, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -200,6 +234,10 @@ def _result_rows(path: Path, step: int) -> list[tuple[str, str]]:
                 last[record["kind"]] = record
         except (ValueError, KeyError, TypeError):
             continue  # cut by a crash
+    return last
+
+
+def _result_rows(last: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     rows = []
     if train := last.get("train"):
         rows.append((f"training loss at step {train['step']:,}", f"{train['loss']:.4f} nats a predicted token"))

@@ -5,7 +5,16 @@ import json
 from typing import Any
 
 from deberta_scale.convert.source import ConversionError
-from deberta_scale.data.tokenizer import CLS_ID, MASK_PIECE, METADATA_FILE, SEP_ID, SPECIAL_PIECES, UNK_ID, Tokenizer
+from deberta_scale.data.tokenizer import (
+    CLS_ID,
+    MASK_PIECE,
+    METADATA_FILE,
+    SEP_ID,
+    SPECIAL_PIECES,
+    UNK_ID,
+    Tokenizer,
+    any_of,
+)
 from deberta_scale.data.tokenizer_byte_pair import BytePairs
 
 FAST_FILE = "tokenizer.json"
@@ -113,6 +122,8 @@ def _sentencepiece(tokenizer: Tokenizer) -> Any:
     fast.normalizer = normalizers.Sequence(steps)
     prepend = "first" if normal_form.add_dummy_prefix else "never"
     cuts: list[Any] = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend, split=True)]
+    if symbols := tokenizer.symbols:
+        cuts.append(pre_tokenizers.Split(Regex(any_of(symbols).pattern), "isolated"))
     if byte_fallback:
         # "<0x41>" written in a text is six characters; here it would match the piece that stands for a byte
         cuts.append(pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous"))

@@ -22,6 +22,9 @@ MANIFEST_FILE = "manifest.json"
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC, _INDEX_VERSION, _INT32_CODE = b"MMIDIDX\x00\x00", 1, 4
 _DTYPE = np.dtype("<i4")
+_TOKENS_AT_ONCE = 2**18
+"""Written and counted together: a count adds to the whole vocabulary, which for every document would take longer than
+cutting the text."""
 _TOKENIZER_KEYS = ("vocabulary_size", "pad_id", "cls_id", "sep_id", "unk_id", "mask_id")
 _MANIFEST_KEYS = ("tokenizer_sha256", *_TOKENIZER_KEYS, "unknown_tokens", "unigram_entropy_nats")
 
@@ -37,23 +40,29 @@ class ShardWriter:
         self.prefix = prefix
         self.num_tokens = 0
         self.token_counts = np.zeros(vocabulary_size, dtype=np.int64)
-        """How often each id was written."""
+        """How often each id was written; complete when the shard is finished."""
         self._unk_id = unk_id
+        self._waiting: list[np.ndarray] = []
+        self._num_waiting_tokens = 0
         self._sequence_lengths: list[int] = []
         self._document_ends = [0]
         self._stream = prefix.with_suffix(".bin").open("wb")
 
     def add(self, sequences: list[np.ndarray]) -> None:
-        """Add a document: the ids of its paragraphs, none of them empty."""
-        tokens = np.concatenate(sequences).astype(_DTYPE, copy=False)
-        self._stream.write(tokens.tobytes())
-        self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
-        self._sequence_lengths += [len(sequence) for sequence in sequences]
+        """Add a document: the ids of its paragraphs, none of them empty. The arrays are kept for a while, so they must
+        not change."""
+        lengths = [len(sequence) for sequence in sequences]
+        self._sequence_lengths += lengths
         self._document_ends.append(len(self._sequence_lengths))
-        self.num_tokens += len(tokens)
+        self.num_tokens += sum(lengths)
+        self._waiting += sequences
+        self._num_waiting_tokens += sum(lengths)
+        if self._num_waiting_tokens >= _TOKENS_AT_ONCE:
+            self._write_waiting()
 
     def finish(self) -> dict[str, Any]:
         """Write the index and sync both files. Returns the shard's entry for the manifest, without name and source."""
+        self._write_waiting()
         lengths = np.array(self._sequence_lengths, dtype="<i4")
         offsets = (np.cumsum(lengths, dtype="<i8") - lengths) * _DTYPE.itemsize
         header = _HEADER.pack(_MAGIC, _INDEX_VERSION, _INT32_CODE, len(lengths), len(self._document_ends))
@@ -71,6 +80,13 @@ class ShardWriter:
             "bin_sha256": sha256_of(self.prefix.with_suffix(".bin")),
             "idx_sha256": sha256_of(index_path),
         }
+
+    def _write_waiting(self) -> None:
+        if self._waiting:
+            tokens = np.concatenate(self._waiting).astype(_DTYPE, copy=False)
+            self._stream.write(tokens.data)
+            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+            self._waiting, self._num_waiting_tokens = [], 0
 
 
 def write_manifest(
@@ -106,6 +122,8 @@ class ShardSet:
         self._entries: list[dict[str, Any]] = manifest["shards"]
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
+        self.sentencepiece_version: str | None = manifest.get("sentencepiece_version")
+        """That cut the text; None with byte pairs, of which versions do not matter."""
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.num_tokens: int = manifest["tokens"]
         self.num_documents: int = manifest["documents"]
@@ -158,6 +176,22 @@ class ShardSet:
             start += len(part)
             shard += 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def check_tokenizer(self, tokenizer: dict[str, Any], tokenizer_dir: Path) -> None:
+        """`tokenizer` is Tokenizer.describe() of `tokenizer_dir`. Raises ShardError when the text was cut with another
+        one, or with another version of sentencepiece than is installed."""
+        if tokenizer["sha256"] != self.tokenizer_sha256:
+            raise ShardError(
+                f"{self.split_dir}: made with another tokenizer than {tokenizer_dir}; tokenize the text again with"
+                " data_prep/tokenize_corpus.py, or put the right tokenizer back"
+            )
+        made_by, here = self.sentencepiece_version, tokenizer.get("sentencepiece_version")
+        if made_by and made_by != here:
+            raise ShardError(
+                f"{self.split_dir / MANIFEST_FILE}: tokens cut with sentencepiece {made_by}, installed is {here}, which"
+                f" cuts some texts differently; pip install sentencepiece=={made_by}, or tokenize the text again with"
+                " data_prep/tokenize_corpus.py"
+            )
 
     def verify_shard(self, number: int) -> str:
         """Digest both files of a shard again; returns its name. Raises ShardError naming the file that changed."""

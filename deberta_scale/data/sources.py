@@ -111,11 +111,7 @@ def _the_one_tokenizer(opened: list[ShardSet]) -> Tokenizer:
     first = opened[0]
     tokenizer_dir = first.split_dir.parent / "tokenizer"
     tokenizer = Tokenizer.load(tokenizer_dir)
-    if tokenizer.sha256 != first.tokenizer_sha256:
-        raise ShardError(
-            f"{first.split_dir}: made with another tokenizer than {tokenizer_dir}; tokenize the text"
-            " again with data_prep/tokenize_corpus.py, or put the right tokenizer back"
-        )
+    first.check_tokenizer(tokenizer.describe(), tokenizer_dir)
     for other in opened[1:]:
         if other.tokenizer_sha256 != tokenizer.sha256:
             raise ShardError(
@@ -123,6 +119,7 @@ def _the_one_tokenizer(opened: list[ShardSet]) -> Tokenizer:
                 f" {first.split_dir} ({tokenizer.sha256[:16]}); a mixture needs one: tokenize the text again with"
                 f" data_prep/tokenize_corpus.py --tokenizer {tokenizer_dir}"
             )
+        other.check_tokenizer(tokenizer.describe(), tokenizer_dir)
     return tokenizer
 
 

@@ -7,7 +7,6 @@ and V3 added tokens begin at 128,001 and so take the spare rows of a released mo
 import json
 import re
 from itertools import groupby
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from deberta_scale.data.tokenizer_pieces import (
     WORD_START,
     Pieces,
     TokenizerError,
+    any_of,
 )
 from deberta_scale.data.tokenizer_sentencepiece import MODEL_FILE, SentencePieces
 
@@ -52,6 +52,7 @@ __all__ = [
     "WORD_START",
     "Tokenizer",
     "TokenizerError",
+    "any_of",
 ]
 
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -94,7 +95,7 @@ class Tokenizer:
             ids[token] = self._first_added + number
         self.id_of_token = ids
         """Of [MASK] and the added tokens."""
-        self._any_added, self._mask_or_added = _any_of(added_tokens), _any_of(tuple(ids))
+        self._any_added, self._mask_or_added = any_of(added_tokens), any_of(tuple(ids))
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
@@ -131,6 +132,11 @@ class Tokenizer:
         """Of a sentencepiece tokenizer only."""
         assert isinstance(self.model, SentencePieces), f"a {self.kind} tokenizer has no sentencepiece processor"
         return self.model.processor
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Pieces of a sentencepiece model that are never cut: data_prep/train_tokenizer.py --user-symbols."""
+        return self.model.symbols if isinstance(self.model, SentencePieces) else ()
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of the tokenizer."""
@@ -239,19 +245,3 @@ class Tokenizer:
         if piece := self.model.spelled(token):
             return f"it is already the piece {piece!r} of the vocabulary; leave it out"
         return None
-
-
-def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Where any of them stands in a text, the longest that begins there. One group, so that a split keeps them."""
-    return re.compile(f"({_tree_pattern(list(tokens))})")
-
-
-def _tree_pattern(endings: list[str]) -> str:
-    """Alternatives by what they begin with, so that thousands of words are not tried one after the other."""
-    shared = commonprefix(endings)  # noqa: RUF071 - of characters, these are no paths
-    following: dict[str, list[str]] = {}
-    for ending in (ending.removeprefix(shared) for ending in endings):
-        following.setdefault(ending[:1], []).append(ending)
-    may_end = "?" if following.pop("", None) else ""
-    branches = "|".join(map(_tree_pattern, following.values()))
-    return re.escape(shared) + (f"(?:{branches}){may_end}" if branches else "")

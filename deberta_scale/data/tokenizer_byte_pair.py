@@ -26,6 +26,8 @@ from deberta_scale.data.tokenizer_pieces import (
     UNSPACED_SCRIPT,
     WORD_START,
     TokenizerError,
+    ends_in_unspaced_character,
+    is_continuation,
     is_punctuation,
     is_unspaced,
     special_pieces_problem,
@@ -148,9 +150,9 @@ class BytePairs:
         text = content.decode(errors="replace")
         words = text.strip(" ")
         punctuation = bool(words) and all(map(is_punctuation, words))
-        unspaced = any(map(is_unspaced, map(ord, text))) or _ends_in_unspaced_character(content)
+        unspaced = any(map(is_unspaced, map(ord, text))) or ends_in_unspaced_character(content)
         alone = len(text) == 1 and (is_punctuation(text) or unicodedata.category(text)[0] in "CZ")
-        starts = content[0] == _SPACE or alone or (unspaced and not _is_continuation(content[0]))
+        starts = content[0] == _SPACE or alone or (unspaced and not is_continuation(content[0]))
         return WORD_START * starts | PUNCTUATION * punctuation | UNSPACED_SCRIPT * unspaced
 
     def versions(self) -> dict[str, Any]:
@@ -177,22 +179,3 @@ def _without_holes(ids: dict[str, int], source: str) -> dict[str, int]:
     if size > 2 * len(ids) + len(SPECIAL_PIECES):
         raise TokenizerError(f"{source}: {len(ids)} pieces but ids up to {size - 1}; this is no vocabulary")
     return {by_id.get(number, f"[unused {number}]"): number for number in range(size)}
-
-
-def _is_continuation(byte: int) -> bool:
-    return byte & 0xC0 == 0x80
-
-
-def _ends_in_unspaced_character(content: bytes) -> bool:
-    """Is its last character, of which bytes are missing, of a script without spaces, whatever the missing bytes are?"""
-    lead = next((place for place in range(len(content) - 1, -1, -1) if not _is_continuation(content[place])), None)
-    if lead is None or content[lead] < 0xC2 or content[lead] > 0xF4:
-        return False
-    num_bytes = 2 if content[lead] < 0xE0 else 3 if content[lead] < 0xF0 else 4
-    missing = num_bytes - (len(content) - lead)
-    code_point = content[lead] & (0x7F >> num_bytes)
-    for byte in content[lead + 1 :]:
-        code_point = code_point << 6 | byte & 0x3F
-    low = code_point << 6 * missing if missing > 0 else code_point
-    high = low | (1 << 6 * missing) - 1 if missing > 0 else low
-    return missing > 0 and is_unspaced(low) and is_unspaced(high)

@@ -5,7 +5,9 @@ The ids are those of the released tokenizers: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3
 (V1) or comes after it (V2, V3).
 """
 
+import re
 import unicodedata
+from os.path import commonprefix
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,9 +101,45 @@ def is_unspaced(code_point: int) -> bool:
     return any(low <= code_point <= high for low, high in _UNSPACED_RANGES)
 
 
+def is_continuation(byte: int) -> bool:
+    """Of UTF-8: a byte that does not begin a character."""
+    return byte & 0xC0 == 0x80
+
+
+def ends_in_unspaced_character(content: bytes) -> bool:
+    """Is its last character, of which bytes are missing, of a script without spaces, whatever the missing bytes are?"""
+    lead = next((place for place in range(len(content) - 1, -1, -1) if not is_continuation(content[place])), None)
+    if lead is None or content[lead] < 0xC2 or content[lead] > 0xF4:
+        return False
+    num_bytes = 2 if content[lead] < 0xE0 else 3 if content[lead] < 0xF0 else 4
+    missing = num_bytes - (len(content) - lead)
+    code_point = content[lead] & (0x7F >> num_bytes)
+    for byte in content[lead + 1 :]:
+        code_point = code_point << 6 | byte & 0x3F
+    low = code_point << 6 * missing if missing > 0 else code_point
+    high = low | (1 << 6 * missing) - 1 if missing > 0 else low
+    return missing > 0 and is_unspaced(low) and is_unspaced(high)
+
+
 def special_pieces_problem(found: list[str]) -> str | None:
     """What is wrong with the first pieces of a vocabulary, or None."""
     first = tuple(found[: len(SPECIAL_PIECES)])
     if first == SPECIAL_PIECES:
         return None
     return f"its first pieces are {', '.join(first)}; expected {', '.join(SPECIAL_PIECES)}, as in the released ones"
+
+
+def any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Where any of them stands in a text, the longest that begins there. One group, so that a split keeps them."""
+    return re.compile(f"({_tree_pattern(list(tokens))})")
+
+
+def _tree_pattern(endings: list[str]) -> str:
+    """Alternatives by what they begin with, so that thousands of words are not tried one after the other."""
+    shared = commonprefix(endings)  # noqa: RUF071 - of characters, these are no paths
+    following: dict[str, list[str]] = {}
+    for ending in (ending.removeprefix(shared) for ending in endings):
+        following.setdefault(ending[:1], []).append(ending)
+    may_end = "?" if following.pop("", None) else ""
+    branches = "|".join(map(_tree_pattern, following.values()))
+    return re.escape(shared) + (f"(?:{branches}){may_end}" if branches else "")

@@ -1,5 +1,6 @@
 """Pieces of a sentencepiece model: those of data_prep/train_tokenizer.py and of the released V2 and V3."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from deberta_scale.data.tokenizer_pieces import (
     SPECIAL,
     UNSPACED_SCRIPT,
     WORD_START,
+    any_of,
+    ends_in_unspaced_character,
     is_punctuation,
     is_unspaced,
 )
@@ -19,9 +22,9 @@ MODEL_FILE = "spm.model"
 SPACE_SIGN = "\u2581"
 _STANDING_IN = "\U0010fffd"
 """A private character that no text has: it takes the place of a word while a text is normalised."""
-_DUMMY_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
-"""`normalizer_spec { add_dummy_prefix: ... }` on the wire: behind a model's bytes it overrides that one field, since
-protobuf merges what is written twice."""
+_AS_IT_IS = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+"""`normalizer_spec { precompiled_charsmap: "" add_dummy_prefix: false remove_extra_whitespaces: false }` on the wire:
+behind a model's bytes it overrides those fields, since protobuf merges what is written twice."""
 
 
 class SentencePieces:
@@ -36,9 +39,13 @@ class SentencePieces:
         self.size: int = processor.piece_size()
         mask = processor.piece_to_id(MASK_PIECE)  # [UNK]'s id where there is none
         self.mask_id = mask if processor.id_to_piece(mask) == MASK_PIECE else self.size
-        self._with_prefix: dict[bool, sentencepiece.SentencePieceProcessor] = {}
+        self.symbols = tuple(processor.id_to_piece(token) for token in range(self.size) if self._is_symbol(token))
+        """Pieces that the user wanted (user_defined_symbols), which are never cut."""
+        self._any_symbol = any_of(self.symbols)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        if self.symbols:
+            return [self._encode_normalised(self.processor.normalize(text)) for text in texts]
         encoded: list[np.ndarray] = self.processor.encode(texts, return_type="numpy", num_threads=1)
         return encoded
 
@@ -46,13 +53,33 @@ class SentencePieces:
         # Encoding the stand-in with the text and dropping its pieces would be simpler, and wrong without byte
         # fallback: an unknown character after it would be one [UNK] with it.
         _, _, normalised = self.processor.normalize(_STANDING_IN + text).partition(_STANDING_IN)
-        begins_with_space = normalised.startswith(SPACE_SIGN)
-        if begins_with_space not in self._with_prefix:
-            model = self.processor.serialized_model_proto() + _DUMMY_PREFIX[begins_with_space]
-            self._with_prefix[begins_with_space] = sentencepiece.SentencePieceProcessor(model_proto=model)
-        processor = self._with_prefix[begins_with_space]
-        ids: np.ndarray = processor.encode([text], return_type="numpy", num_threads=1)[0]
-        return ids
+        return self._encode_normalised(normalised)
+
+    def _encode_normalised(self, text: str) -> np.ndarray:
+        """Symbols are found first: sentencepiece prefers them, but it would cut one for likelier pieces that reach over
+        its border ("x<" and "a>" in "x<a>")."""
+        parts = self._any_symbol.split(text) if self.symbols else [text]
+        plain: list[np.ndarray] = self._as_it_is.encode(parts[::2], return_type="numpy", num_threads=1)
+        if len(plain) == 1:
+            return plain[0]
+        arrays = [plain[0]]
+        for symbol, following in zip(parts[1::2], plain[1:], strict=True):
+            arrays += [np.array([self.processor.piece_to_id(symbol)], dtype=np.int32), following]
+        return np.concatenate(arrays).astype(np.int32, copy=False)
+
+    @cached_property
+    def _as_it_is(self) -> sentencepiece.SentencePieceProcessor:
+        """Cuts text that is normalised already."""
+        return sentencepiece.SentencePieceProcessor(model_proto=self.processor.serialized_model_proto() + _AS_IT_IS)
+
+    def _is_symbol(self, token: int) -> bool:
+        """The score of any other piece is the logarithm of a probability."""
+        processor = self.processor
+        is_piece = not (processor.is_byte(token) or processor.is_unused(token) or self._is_special(token))
+        return is_piece and processor.get_score(token) == 0.0
+
+    def _is_special(self, token: int) -> bool:
+        return bool(self.processor.is_control(token) or self.processor.is_unknown(token))
 
     def decode(self, ids: list[int]) -> str:
         space = " " if self.piece(ids[0]).startswith(SPACE_SIGN) else ""  # which sentencepiece leaves out
@@ -63,7 +90,7 @@ class SentencePieces:
 
     def text_of(self, token: int) -> str:
         if self.processor.is_byte(int(token)):
-            return bytes([int(self.piece(token)[1:-1], 16)]).decode(errors="replace")
+            return bytes([self._byte_of(int(token))]).decode(errors="replace")
         return self.piece(token).replace(SPACE_SIGN, " ").strip(" ")
 
     def spelled(self, text: str) -> str | None:
@@ -71,21 +98,26 @@ class SentencePieces:
         return next((c for c in candidates if self.piece(self.processor.piece_to_id(c)) == c), None)
 
     def flags(self) -> np.ndarray:
-        """A byte piece `<0xNN>` starts no word: bytes are parts of one character, and join what stands before them."""
+        """A byte piece `<0xNN>` starts no word: bytes are parts of one character, and join what stands before them. Of
+        scripts without spaces a character is a word by its first byte, where that tells the script (0xE4 to 0xE9 begin
+        nothing but Han)."""
         return np.array([self._flags_of(token) for token in range(self.size)], dtype=np.uint8)
 
     def _flags_of(self, token: int) -> int:
         processor = self.processor
-        if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
+        if self._is_special(token) or processor.is_unused(token):
             return SPECIAL
         if processor.is_byte(token):
-            return 0
+            return (WORD_START | UNSPACED_SCRIPT) * ends_in_unspaced_character(bytes([self._byte_of(token)]))
         piece = processor.id_to_piece(token)
         text = piece.replace(SPACE_SIGN, "")
         punctuation = bool(text) and all(map(is_punctuation, text))
         unspaced = any(map(is_unspaced, map(ord, text)))
         starts = piece.startswith(SPACE_SIGN) or unspaced or (punctuation and len(piece) == 1)
         return WORD_START * starts | PUNCTUATION * punctuation | UNSPACED_SCRIPT * unspaced
+
+    def _byte_of(self, token: int) -> int:
+        return int(self.piece(token)[1:-1], 16)
 
     def versions(self) -> dict[str, Any]:
         return {"sentencepiece_version": sentencepiece.__version__}

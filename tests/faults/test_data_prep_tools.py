@@ -1,6 +1,7 @@
 """The data preparation tools as a person runs them: exit codes, one message, machine-readable answers."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -195,3 +196,48 @@ def test_an_output_directory_in_use_is_refused_before_any_work(prepared_shards: 
 def test_a_directory_that_is_no_tokenizer_is_named(text: Path, tmp_path: Path) -> None:
     message = error_of("tokenize_corpus", "--input", text, "--tokenizer", tmp_path, "--out", tmp_path / "out")
     assert message.startswith(f"{tmp_path / 'metadata.json'}: cannot be read")
+
+
+@pytest.fixture
+def description(text: Path, tmp_path: Path) -> Path:
+    """Of two sources, of which one has little text."""
+    (tmp_path / "little.txt").write_text("a little text")
+    path = tmp_path / "data.yaml"
+    sources = f"{{much: {{paths: [{text}]}}, little: {{paths: [{tmp_path / 'little.txt'}]}}}}"
+    path.write_text(f"tokenizer: {tmp_path / 'tokenizer'}\nsources: {sources}\n")
+    return path
+
+
+def test_a_tokenizer_of_a_data_description_lands_where_that_names_it(description: Path, tmp_path: Path) -> None:
+    options = ["--vocab-size", "340", "--max-input-bytes", "20000", "--user-symbols", "<ent>", "</ent>"]
+    answer = answer_of("train_tokenizer", "--data", description, *options)
+    much = r"^much: \d+ paragraphs, 0\.0 MB, 99\.\d+% of the sample \(share 50\.00%\)$"
+    assert re.search(much, answer, re.MULTILINE)
+    little = r"^little: 1 paragraphs, .* \(share 50\.00%\): all the text it has; the others give more$"
+    assert re.search(little, answer, re.MULTILINE)
+    assert f"next: python data_prep/tokenize_corpus.py --data {description} --out SHARDS" in answer.splitlines()
+    message = error_of("train_tokenizer", "--data", description, *options)
+    assert message.startswith(f"{tmp_path / 'tokenizer'} exists and is not empty; give another directory")
+    found = json_of("train_tokenizer", "--data", description, *options, "--out", tmp_path / "other")
+    assert found["out"] == str(tmp_path / "other") and found["training"]["user_symbols"] == ["<ent>", "</ent>"]
+    assert sum(source["bytes"] for source in found["training"]["sources"].values()) <= 20000
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "give --input and --out, or --data"),
+        (["--input", "TEXT"], "give --input and --out, or --data"),
+        (["--data", "DATA", "--input", "TEXT"], "--data says what to read and how; leave out --input"),
+        (["--data", "DATA", "--text-field", "body"], "leave out --input, --text-field and --document-boundary"),
+        (["--data", "DATA", "--user-symbols", "<a>", "<a>"], "--user-symbols: '<a>' is given twice"),
+        (["--data", "DATA.none"], "DATA.none: cannot be read (No such file or directory)"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_options_that_do_not_go_together_are_named(
+    description: Path, text: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    places = {"DATA": str(description), "TEXT": str(text)}
+    message = error_of("train_tokenizer", "--vocab-size", "400", *(places.get(option, option) for option in options))
+    assert expected in message and not (tmp_path / "tokenizer").exists()

@@ -87,29 +87,6 @@ def test_a_job_array_of_three_and_the_same_command_after_it(
     assert digests(out) == expected
 
 
-def test_the_array_script(command: list[str], expected: dict[str, str], tmp_path: Path) -> None:
-    script = ["bash", str(ROOT / "launch" / "slurm" / "prepare_array.sbatch"), *command[1:], str(tmp_path / "shards")]
-    slurm = {"PYTHON": sys.executable, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "2"}
-    for element in ("0", "1"):
-        array = {"ID": element, "MIN": "0", "MAX": "1", "COUNT": "2"}
-        run(script, **slurm, **{f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()})
-    run(script, **slurm, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_TASK_MIN="0", SLURM_ARRAY_TASK_COUNT="1")
-    assert digests(tmp_path / "shards") == expected
-
-
-def test_the_mpi_script(command: list[str], expected: dict[str, str], tmp_path: Path) -> None:
-    """With mpirun in the place of srun, which needs a cluster."""
-    stand_in = tmp_path / "srun"
-    stand_in.write_text(
-        f'#!/usr/bin/env bash\ntest "$1 $2" = "--mpi=pmi2 --kill-on-bad-exit=1"\nshift 2\n'
-        f'exec {mpirun(2)[0]} -n 2 "$@"\n'
-    )
-    stand_in.chmod(0o755)
-    script = ["bash", str(ROOT / "launch" / "slurm" / "prepare_mpi.sbatch"), *command[1:], str(tmp_path / "shards")]
-    run(script, PYTHON=sys.executable, SLURM_SUBMIT_DIR=str(ROOT), PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert digests(tmp_path / "shards") == expected
-
-
 def test_killed_at_random_moments_and_started_again(
     command: list[str], expected: dict[str, str], tmp_path: Path
 ) -> None:

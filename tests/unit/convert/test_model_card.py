@@ -17,7 +17,7 @@ from tests.rows import small_model_config
 LOG: list[dict[str, Any]] = [
     {"kind": "train", "step": 10, "loss": 5.43219, "accuracy": 0.1},
     {"kind": "evaluation", "step": 10, "loss": 5.5, "masked_accuracy": 0.1, "unigram_entropy": 5.9},
-    {"kind": "train", "step": 12, "loss": 4.98765, "accuracy": 0.2},
+    {"kind": "train", "step": 12, "loss": 4.98765, "accuracy": 0.2, "epochs": 0.876},
     {"kind": "evaluation", "step": 12, "loss": 5.01234, "masked_accuracy": 0.17, "unigram_entropy": 5.87654},
     {"kind": "train", "step": 13, "loss": 1.11111, "accuracy": 0.9},
 ]
@@ -45,6 +45,38 @@ def run(small_config: str, tmp_path: Path) -> Source:
     (checkpoint / "state.json").write_text(json.dumps({"step": 12, "data_fingerprint": "fedcba9876543210"}))
     facts = {"step": 12, "run_dir": run_dir}
     return source_of(load(run_dir / "config.yaml").model, path=checkpoint, facts=facts)
+
+
+@pytest.fixture
+def run_on_a_mixture(run: Source) -> Source:
+    """The same run, had it read two sources, the second one alone from step 8 on."""
+    run_dir = run.facts["run_dir"]
+    tree = yaml.safe_load((run_dir / "config.yaml").read_text())
+    sources = {name: {"shards": name, "weight": weight, "max_epochs": 5} for name, weight in [("web", 3), ("books", 1)]}
+    phases = [{"from_step": step, "weights": {"web": 0, "books": weight}} for step, weight in [(8, 1), (15, 2)]]
+    masking = {"compat": "official"}
+    tree["data"] = {"mixture": {"sources": sources, "phases": phases}, "sequence_length": 64, "masking": masking}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(tree))
+    records = [record | {"epochs/web": 0.5, "epochs/books": 1.25} for record in LOG if record["kind"] == "train"]
+    (run_dir / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    cleaning = {"all": {"documents": 20}, "min_document_characters": {"documents_dropped": 1234}}
+    cleaning |= {"language": {"documents_dropped": 0}, "unicode_form": {"documents_changed": 9}}
+    repeats = {"repeated_paragraphs": {"documents_dropped": 5, "paragraphs_dropped": 67}}
+    web = {"cleaning": cleaning, "deduplication": repeats}
+    (run_dir / "data.json").write_text(json.dumps({"web": web, "books": {"cleaning": {}}}))
+    return run
+
+
+def test_of_a_mixture_sources_weights_epochs_and_filters_are_told(run_on_a_mixture: Source) -> None:
+    rows = table(model_card(run_on_a_mixture, "sentencepiece"))
+    assert rows["source web"] == "weight 3, from step 8 0; 50.00% of the samples; read 0.50 times by step 12"
+    assert rows["source books"] == "weight 1, from step 8 1; 50.00% of the samples; read 1.25 times by step 12"
+    assert rows["left out of web"] == (
+        "1,234 documents by min_document_characters, 5 documents by repeated_paragraphs,"
+        " 67 paragraphs by repeated_paragraphs"
+    )
+    assert "left out of books" not in rows
+    assert rows["masking"].endswith("; chosen as the released code does, with its bias")
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -75,6 +107,8 @@ def test_numbers_are_those_of_the_files(run: Source) -> None:
     assert rows["held-out loss at step 12"] == "5.0123 nats"
     assert rows["held-out masked accuracy at step 12"] == "0.1700"
     assert rows["loss of guessing by frequency alone"] == "5.8765 nats"
+    assert rows["epochs at step 12"] == "0.88"
+    assert rows["masking"].endswith("as another piece")
     assert rows["versions"] == "torch 9.8.7, python 3.11.1"
     assert rows["ranks"] == "2"
     assert "h17" not in card, "where it was trained is nobody's business"

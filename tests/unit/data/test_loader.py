@@ -215,6 +215,23 @@ def test_another_tokenizer_than_the_shards_were_made_with_is_refused(prepared_sh
         open_split(copy)
 
 
+def test_shards_cut_with_another_version_of_sentencepiece_are_refused(prepared_shards: Path, tmp_path: Path) -> None:
+    """Also beside a released tokenizer, which says no version."""
+    copy = tmp_path / "shards"
+    shutil.copytree(prepared_shards, copy)
+    (copy / "tokenizer" / "metadata.json").unlink()
+    open_split(copy)
+    manifest_path = copy / "train" / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    assert manifest["sentencepiece_version"]
+    manifest_path.write_text(json.dumps(manifest | {"sentencepiece_version": "0.1.99"}))
+    expected = (
+        f"{manifest_path}: tokens cut with sentencepiece 0.1.99, installed is .*; pip install sentencepiece==0.1.99"
+    )
+    with pytest.raises(ShardError, match=expected):
+        open_split(copy)
+
+
 def test_a_flipped_bit_is_found_at_the_start_by_file_name(prepared_shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     shutil.copytree(prepared_shards, copy)

@@ -221,7 +221,7 @@ def test_official_masking_predicts_80_of_1024_and_draws_special_tokens_too(token
 def test_official_masking_reaches_the_last_32_of_512_places_with_4_percent(tokenizer: Tokenizer) -> None:
     """With a third of the pieces inside words, as measured with the released code on English; quarters, too."""
     flags = tokenizer.flags()
-    start = int(np.flatnonzero(flags & WORD_START)[0])
+    start = int(np.flatnonzero(flags == WORD_START)[0])
     inner = int(np.flatnonzero((flags & (WORD_START | SPECIAL)) == 0)[300])
     generator = np.random.default_rng(0)
     masker = Masker(MaskingConfig(compat="official"), tokenizer)

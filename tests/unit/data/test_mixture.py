@@ -39,7 +39,7 @@ def test_each_block_holds_each_source_as_often_as_its_weight_says_rounded(weight
     counts = np.array([np.bincount(block, minlength=len(weights)) for block in sources.reshape(-1, BLOCK)])
     assert (counts >= np.floor(exact - 1e-3)).all() and (counts <= np.ceil(exact + 1e-3)).all()
     far_from_exact = np.abs(counts.cumsum(axis=0) - exact * np.arange(1, 31)[:, np.newaxis])
-    assert far_from_exact.max() < 2.5, "roundings must not add up"
+    assert far_from_exact.max() < 4.0, "roundings must not add up"  # twice the star discrepancy of 30 golden steps
     for source in range(len(weights)):
         assert sorted(numbers[sources == source]) == list(range(counts[:, source].sum())), "each sample once"
 

@@ -81,6 +81,18 @@ def test_sequences_and_documents_are_numbered_through_all_shards(split_dir: Path
     assert shards.document_index.tolist() == [0, 2, 3, 4, 6, 7, 8]
 
 
+def test_a_shard_of_many_writes_holds_every_document_and_counts_every_token(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=600_000, dtype=np.int32)
+    documents = np.array_split(tokens, 40)
+    writer = ShardWriter(tmp_path / "00000", VOCABULARY, UNKNOWN)
+    for document in documents:
+        writer.add(np.array_split(document, 3))
+    entry = writer.finish()
+    assert (tmp_path / "00000.bin").read_bytes() == tokens.tobytes()
+    assert (entry["tokens"], entry["documents"], entry["sequences"]) == (len(tokens), 40, 120)
+    assert writer.token_counts.tolist() == np.bincount(tokens, minlength=VOCABULARY).tolist()
+
+
 def test_every_stretch_reads_the_same_across_shard_borders(split_dir: Path) -> None:
     shards = ShardSet(split_dir)
     for start in range(len(STREAM)):

@@ -227,5 +227,9 @@ def test_scripts_with_spaces_are_left_alone(flags_of_piece: dict[str, int]) -> N
         assert flags_of_piece[character] == 0
 
 
-def test_bytes_start_no_word_since_they_are_parts_of_a_character(english: Tokenizer) -> None:
-    assert not english.flags()[4 : 4 + 256].any()
+def test_bytes_are_parts_of_a_character_and_start_no_word_but_where_they_begin_nothing_but_han(
+    english: Tokenizer,
+) -> None:
+    flags = english.flags()[4 : 4 + 256]
+    assert [byte for byte in range(256) if flags[byte]] == list(range(0xE4, 0xEA))
+    assert all(flags[0xE4:0xEA] == WORD_START | UNSPACED_SCRIPT)

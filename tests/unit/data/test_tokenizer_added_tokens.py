@@ -9,8 +9,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deberta_scale.data.tokenizer import WORD_START, Tokenizer, TokenizerError, _any_of
-from deberta_scale.data.tokenizer_pieces import Pieces
+from deberta_scale.data.tokenizer import WORD_START, Tokenizer, TokenizerError
+from deberta_scale.data.tokenizer_pieces import Pieces, any_of
 from tests.vocabularies import train_byte_pairs, write_vocabulary_and_merges
 
 ADDED = ("<drug>", "<drug>-like", "COVID-19", "New York")
@@ -98,7 +98,7 @@ def test_the_longest_that_begins_somewhere_is_taken(tokenizer: Tokenizer) -> Non
 )
 def test_they_are_found_as_by_trying_the_longest_first(tokens: tuple[str, ...], text: str) -> None:
     slowly = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-    assert _any_of(tokens).split(text) == re.split(f"({slowly})", text)
+    assert any_of(tokens).split(text) == re.split(f"({slowly})", text)
 
 
 def test_texts_without_them_are_cut_as_before(

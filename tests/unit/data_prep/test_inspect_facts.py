@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import pytest
 from data_prep import token_sample
 from data_prep.inputs import Reading, find_inputs
 from data_prep.inspect_shards import inspect, preparation_of
-from data_prep.masked_rows import EPOCH, PACKING, SEED, masked_rows
+from data_prep.masked_rows import EPOCH, masked_rows, settings_of
 from data_prep.scripts_of_text import script_of, scripts_of, visible
 from data_prep.token_sample import is_byte, sample_facts, spread
 from data_prep.tokenize_corpus import tokenize
-from deberta_scale.config import DataConfig
+from deberta_scale.config_file import load
 from deberta_scale.data.loader import MaskedLoader
+from deberta_scale.data.mixture import BLOCK, Mixture
 from deberta_scale.data.sampling import locate
 from deberta_scale.data.shards import ShardSet
+from deberta_scale.data.sources import seed_of
 from deberta_scale.data.tokenizer import Tokenizer
 from tests.vocabularies import train_byte_pairs, write_vocabulary_and_merges
 
@@ -134,16 +137,31 @@ def test_of_byte_pairs_parts_of_characters_are_bytes(tmp_path: Path, sample_docu
     assert not any(is_byte(tokenizer, token) for token in [*tokens.tolist(), tokenizer.mask_id])
 
 
-@pytest.mark.parametrize("length", [8, 64, 512])
-def test_rows_are_those_that_training_sees(prepared_shards: Path, length: int) -> None:
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["data.sequence_length=8"], ""),
+        (["data.packing=concat", "seed=7"], ""),
+        (["data.packing=doc", "data.masking.compat=official"], ""),
+        (["data.shards=null", "data.mixture={sources: {a: {shards: SHARDS, weight: 1, max_epochs: 9}}}"], "a"),
+    ],
+)
+def test_rows_are_those_that_the_config_trains_on(
+    prepared_shards: Path, small_config: str, tmp_path: Path, words: list[str], name: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(small_config)
+    config = load(tmp_path / "config.yaml", [word.replace("SHARDS", str(prepared_shards)) for word in words])
     tokenizer = Tokenizer.load(prepared_shards / "tokenizer")
-    found = masked_rows(ShardSet(prepared_shards / "train"), tokenizer, length, 3)
-    config = DataConfig(shards=prepared_shards, sequence_length=length, packing=PACKING)
-    loader = MaskedLoader(
-        prepared_shards / "train", config, seed=SEED, micro_sequences=1, rank=0, world_size=1, model_vocab_size=10**6
-    )
+    settings = settings_of(config, Path("config.yaml"), prepared_shards)
+    found = masked_rows(ShardSet(prepared_shards / "train"), tokenizer, settings, 3)
+    where: dict[str, Any] = {"micro_sequences": 1, "rank": 0, "world_size": 1, "model_vocab_size": 10**6}
+    loader = MaskedLoader(config.data.split_dirs("train"), config.data, seed=config.seed, **where)
+    length, seed = config.data.sequence_length, seed_of(name, config.seed)
     assert found["rows"] == len(loader) and len(found["examples"]) == 3
-    sample_of_row = {locate(number, len(loader), SEED): number for number in range(len(loader))}
+    numbers = np.arange(-(-len(loader) // BLOCK) * BLOCK)
+    if config.data.mixture is not None:
+        _, numbers = Mixture(config.data.mixture, 1, config.seed).locate(numbers)
+    sample_of_row = {locate(int(number), len(loader), seed): sample for sample, number in enumerate(numbers)}
     for example in found["examples"]:
         sample = loader.sample(sample_of_row[EPOCH, example["row"]])
         used = length - example["padding"]
@@ -155,6 +173,22 @@ def test_rows_are_those_that_training_sees(prepared_shards: Path, length: int) -
         for place, piece, done in ((p["place"], p["piece"], p["shown_as"]) for p in example["predicted"]):
             seen = example["pieces"][place]
             assert done == ("mask" if seen == "[MASK]" else "kept" if seen == piece else "random")
+
+
+def test_without_a_config_rows_are_those_of_its_defaults(prepared_shards: Path) -> None:
+    rows = inspect(prepared_shards, ["train"], 1)["train"]["rows"]
+    assert (rows["row_length"], rows["packing"], rows["seed"]) == (512, "best_fit", 1)
+    assert rows["masking"]["probability"] == 0.15 and rows["told_by"] == "the default config"
+
+
+def test_shards_that_a_mixture_does_not_have_are_refused(
+    prepared_shards: Path, small_config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(small_config)
+    mixture = "data.mixture={sources: {a: {shards: elsewhere, weight: 1, max_epochs: 9}}}"
+    config = load(tmp_path / "config.yaml", ["data.shards=null", mixture])
+    with pytest.raises(ValueError, match=r"--config run.yaml mixes elsewhere; .* is none of them"):
+        settings_of(config, Path("run.yaml"), prepared_shards)
 
 
 def test_what_the_preparation_wrote_is_read_when_it_is_there(prepared_shards: Path, tmp_path: Path) -> None:

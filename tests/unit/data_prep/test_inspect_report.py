@@ -93,11 +93,15 @@ def run_inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def reported(prepared_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+def reported(
+    prepared_shards: Path, small_config: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str, str]:
     """(what --json said, the page, what a terminal showed)."""
     path = tmp_path_factory.mktemp("report") / "page.html"
     path.write_text("an older page")
-    options = [prepared_shards, "--sequence-length", "64"]
+    config = tmp_path_factory.mktemp("config") / "run.yaml"
+    config.write_text(small_config)
+    options = [prepared_shards, "--config", config]
     shown = run_inspect(*options)
     done = run_inspect(*options, "--report", path, "--json")
     assert (shown.returncode, shown.stderr, done.returncode, done.stderr) == (0, "", 0, "")
@@ -199,7 +203,7 @@ def test_hostile_text_and_names_stay_text(prepared_shards: Path, tmp_path: Path)
         find_inputs([source]), Reading(), prepared_shards / "tokenizer", tmp_path / '"><b>', validation_fraction=0.2
     )
     report = tmp_path / "page.html"
-    done = run_inspect(tmp_path / '"><b>', "--documents", "40", "--sequence-length", "64", "--report", report)
+    done = run_inspect(tmp_path / '"><b>', "--documents", "40", "--report", report)
     assert (done.returncode, done.stderr) == (0, "")
     shown_lines = done.stdout.replace("\n", "")
     assert visible(shown_lines) == shown_lines
@@ -234,7 +238,6 @@ def test_plots_hold_their_marks_inside_their_frame() -> None:
         ("--report", "manifest.json", "manifest.json does not end in .html"),
         ("--report", "no/such/place/page.html", "no/such/place is no directory"),
         ("--rows", "0", "0 is not a positive number"),
-        ("--sequence-length", "7", "7 is less than 8"),
     ],
 )
 def test_wrong_options_say_what_would_work(tmp_path: Path, option: str, value: str, expected: str) -> None:

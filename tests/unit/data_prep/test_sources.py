@@ -113,6 +113,35 @@ def test_a_mistake_in_the_cleaning_of_all_is_said_once_and_one_of_a_source_with_
     assert "  sources.a.cleaning: max_document_characters 5 is below min_document_characters 9" in message
 
 
+def test_duplicates_are_looked_for_in_no_source_or_in_all_together(tmp_path: Path) -> None:
+    text = "{tokenizer: t, sources: {a: {paths: [x]}}"
+    description = loaded(tmp_path, text + "}")
+    assert not description.deduplication.documents and not description.deduplication.paragraphs
+    assert description.near_duplicates is None
+    description = loaded(tmp_path, text + ", deduplication: {documents: true}, near_duplicates: {threshold: 0.7}}")
+    assert (description.deduplication.documents, description.deduplication.paragraphs) == (True, False)
+    assert description.near_duplicates is not None and description.near_duplicates.threshold == 0.7
+    assert DataDescription.model_validate(description.model_dump(mode="json")) == description
+
+
+def test_mistakes_about_duplicates_are_said_with_their_keys(tmp_path: Path) -> None:
+    text = """
+    tokenizer: t
+    sources: {a: {paths: [x], deduplication: {documents: true}}}
+    deduplication: {document: true, min_paragraph_characters: 30}
+    near_duplicates: {treshold: 0.8, threshold: 1.2, bands: 0}
+    """
+    assert set(problems_of(tmp_path, text).splitlines()[1:]) == {
+        "  sources.a.deduplication: unknown key",
+        "  deduplication.document: unknown key; did you mean 'deduplication.documents'?",
+        "  near_duplicates.threshold: Input should be less than or equal to 1 (given: 1.2)",
+        "  near_duplicates.bands: Input should be greater than 0 (given: 0)",
+        "  near_duplicates.treshold: unknown key; did you mean 'near_duplicates.threshold'?",
+    }
+    message = problems_of(tmp_path, text.replace("document:", "documents:"))
+    assert "  deduplication: min_paragraph_characters 30 has no effect without paragraphs: true; add that" in message
+
+
 def test_values_can_be_given_on_the_command_line(tmp_path: Path) -> None:
     text = "{tokenizer: t, sources: {a: {paths: [x]}}}"
     description = loaded(tmp_path, text, "sources.a.weight=2.5", "validation_fraction=1e-3")

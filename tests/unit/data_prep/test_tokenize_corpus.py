@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from data_prep.inputs import InputError, Reading, find_inputs
@@ -19,6 +18,7 @@ from data_prep.tokenize_corpus import SPLITS, tokenize
 from deberta_scale.data.shards import ShardSet
 from deberta_scale.data.tokenizer import Tokenizer
 from tests.launching import ROOT
+from tests.reading_shards import digests_of, texts_of
 
 
 @pytest.fixture(scope="session")
@@ -33,23 +33,6 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 def tokenize_into(out: Path, tokenizer_dir: Path, *inputs: Path, **options: Any) -> dict[str, Any]:
     return tokenize(find_inputs(list(inputs)), Reading(), tokenizer_dir, out, **options)
-
-
-def texts_of(out: Path, split: str) -> list[list[str]]:
-    """The decoded paragraphs of each document."""
-    shards, tokenizer = ShardSet(out / split), Tokenizer.load(out / "tokenizer")
-    ends = np.cumsum(shards.sequence_lengths)
-    paragraphs = [
-        tokenizer.decode(shards.read(int(end - length), int(length)))
-        for end, length in zip(ends, shards.sequence_lengths, strict=True)
-    ]
-    bounds = shards.document_index
-    return [paragraphs[bounds[d] : bounds[d + 1]] for d in range(shards.num_documents)]
-
-
-def digests_of(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture
@@ -193,6 +176,12 @@ def test_an_empty_directory_is_used(tokenizer_dir: Path, tmp_path: Path, numbere
     assert ShardSet(tmp_path / "out" / "train").num_documents > 100
 
 
+def test_what_was_half_removed_by_a_killed_run_is_not_used(tokenizer_dir: Path, tmp_path: Path, numbered: Path) -> None:
+    (tmp_path / "out.partial.removed" / "units" / "000000").mkdir(parents=True)
+    tokenize_into(tmp_path / "out", tokenizer_dir, numbered)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["numbered.jsonl", "out"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_line_in_the_middle_leaves_nothing_behind(tokenizer_dir: Path, tmp_path: Path, workers: int) -> None:
     lines = [json.dumps({"text": f"document {n}"}) for n in range(300)]
@@ -238,7 +227,7 @@ def test_a_data_description_makes_a_directory_of_each_source_with_its_filters(
     command = [sys.executable, ROOT / "data_prep" / "tokenize_corpus.py", "--data", description, "--out"]
     result = subprocess.run([*map(str, command), str(tmp_path / "out")], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert "left out by document_length: 1 documents, 5 characters" in result.stdout
+    assert "left out by document_length: 1 documents, 1 paragraphs, 5 characters" in result.stdout
     told = json.loads((tmp_path / "out" / "notes" / "preparation.json").read_text())
     assert told["cleaning"]["all"]["documents_in"] == 22 and told["cleaning"]["all"]["documents_out"] == 21
     assert told["cleaning"]["control_characters"]["documents_changed"] == 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.inputs import InputError, Reading, find_inputs
-from data_prep.train_tokenizer import VocabularySizeError, sample, train
+from data_prep.train_tokenizer import VocabularySizeError, train
 from deberta_scale.data.tokenizer import Tokenizer
 
 VOCABULARY = 400
@@ -129,16 +129,8 @@ def test_what_a_killed_run_left_is_replaced(text: Path, trained: Path, tmp_path:
     assert (tmp_path / "out" / "spm.model").read_bytes() == (trained / "spm.model").read_bytes()
 
 
-def test_a_sample_keeps_order_and_size_and_takes_from_everywhere() -> None:
-    paragraphs = [f"{number:04d}" for number in range(1000)]
-    kept = sample(paragraphs, max_bytes=400)
-    assert len(kept) == 100 and kept == sorted(kept)
-    assert all(any(start <= int(paragraph) < start + 250 for paragraph in kept) for start in range(0, 1000, 250))
-    assert sample(paragraphs, max_bytes=4000) == paragraphs
-
-
 def test_training_on_a_sample_says_how_much_it_took(text: Path, tmp_path: Path) -> None:
-    metadata = train_on(text, 320, tmp_path / "out", max_input_bytes=20_000)
+    metadata = train_on(text, 340, tmp_path / "out", max_input_bytes=20_000)
     assert 15_000 < metadata["training"]["bytes"] <= 20_000
 
 
@@ -146,3 +138,13 @@ def test_lower_coverage_leaves_rare_characters_to_their_bytes(text: Path, tmp_pa
     train_on(text, VOCABULARY, tmp_path / "out", character_coverage=0.98)
     pieces = {Tokenizer.load(tmp_path / "out").piece(token) for token in range(VOCABULARY)}
     assert "e" in pieces and "W" not in pieces
+
+
+def test_control_characters_which_no_shard_holds_are_not_trained_on(tmp_path: Path) -> None:
+    clean, dirty = tmp_path / "clean.jsonl", tmp_path / "dirty.jsonl"
+    lines = [f"the cat number {number} sat on the mat of the other cat" for number in range(200)]
+    clean.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    dirty.write_text("".join(json.dumps({"text": line.replace("cat", "c\u0001at\ufeff")}) + "\n" for line in lines))
+    for path in (clean, dirty):
+        train_on(path, 300, tmp_path / path.stem)
+    assert (tmp_path / "clean" / "spm.model").read_bytes() == (tmp_path / "dirty" / "spm.model").read_bytes()

@@ -1,0 +1,234 @@
+"""From the text of one source or several to their shards: duplicates looked for, units tokenized, results published."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep.cleaning import CleaningConfig, by_filter, sum_counts
+from data_prep.inputs import InputError, InputFile, Reading, in_short, plan_units
+from data_prep.near_duplicates import load_datasketch
+from data_prep.passes import TextUnit, do_units
+from data_prep.repeats import Repeats, RepeatsConfig, Unfinished
+from data_prep.share import Share
+from data_prep.tokenize_unit import SPLITS, VALIDATION, UnitWorker, join_split
+from data_prep.workplace import PREPARATION_FILE, Workplace
+from deberta_scale.data.shards import MANIFEST_FILE
+from deberta_scale.data.tokenizer import Tokenizer
+
+_COUNTED = ("empty_documents", "cleaning", "deduplication")
+_BYTES_PER_TOKEN = 4
+"""Of English text; only sets the size of a unit of work, so that it fills about one shard."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that becomes one directory of shards."""
+
+    files: list[InputFile]
+    reading: Reading
+    out: Path
+    cleaning: CleaningConfig
+
+
+class Preparation:
+    """Of sources that are tokenized alike, and compared with each other where duplicates are looked for.
+
+    `find_repeats` first; when it is done `tokenize` for each source, and `close`.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        out: Path,
+        tokenizer_dir: Path,
+        *,
+        validation_fraction: float,
+        shard_tokens: int,
+        repeats: RepeatsConfig,
+        share: Share,
+        workers: int,
+    ) -> None:
+        """`out`: the directory of all sources, or of the only one. Raises InputError, TokenizerError, or ValueError
+        when near-duplicates are looked for without the library for it."""
+        if repeats.near_duplicates is not None:
+            load_datasketch()
+        self.sources, self.share = sources, share
+        self._tokenizer_dir, self._validation_fraction = tokenizer_dir, validation_fraction
+        self._shard_tokens, self._workers = shard_tokens, workers
+        self._tokenizer = Tokenizer.load(tokenizer_dir)
+        self._units = [
+            [
+                TextUnit(parts, source.reading, source.cleaning)
+                for parts in plan_units(source.files, source.reading, shard_tokens * _BYTES_PER_TOKEN)
+            ]
+            for source in sources
+        ]
+        self._comparing = Workplace(_beside(out, ".repeats"), self._plan_of_comparing(repeats))
+        self._repeats = Repeats(self._comparing.partial, sum(map(len, self._units)), repeats)
+        self._workplaces = [
+            Workplace(source.out, self._plan_of(source, len(units)))
+            for source, units in zip(sources, self._units, strict=True)
+        ]
+
+    @property
+    def looks_for_repeats(self) -> bool:
+        return self._repeats.config.is_on
+
+    @property
+    def place_of_repeats(self) -> Path:
+        """Where duplicates are looked for, until all sources are published."""
+        return self._comparing.partial
+
+    def find_repeats(self) -> Unfinished | None:
+        """Do this process's share of looking for duplicates; None when nothing of that is left to anybody.
+
+        Raises InputError, or ValueError when what is left there is of another run; a process that works alone then
+        leaves nothing behind.
+        """
+        if not self.looks_for_repeats:
+            if self._comparing.partial.exists():
+                raise ValueError(
+                    f"{self._comparing.partial} was left by a run that looked for duplicates; run that command again to"
+                    " finish it, or remove the directory"
+                )
+            return None
+        if all(workplace.is_published for workplace in self._workplaces):
+            return None
+        self._comparing.open()
+        with self._leaving_nothing(self._comparing):
+            return self._repeats.find(list(chain.from_iterable(self._units)), self.share, self._workers)
+
+    def tokenize(self, source: Source) -> dict[str, Any] | None:
+        """Do this process's share of a source's units and, where it publishes, put the shards of both splits together.
+
+        Returns the manifests by split, and the counts of `empty_documents`, `cleaning` and, where duplicates were
+        looked for, `deduplication`; None where another process publishes. When the result is that of this very plan
+        already, nothing is done. Raises InputError, or ValueError when `source.out` is in use otherwise or a split
+        would be empty; a process that works alone then leaves nothing behind.
+        """
+        number = self.sources.index(source)
+        workplace, units = self._workplaces[number], self._units[number]
+        if workplace.is_published:
+            workplace.discard()
+            return _published(source.out) if self.share.publishes else None
+        workplace.open()
+        with self._leaving_nothing(workplace, self._comparing):
+            worker = UnitWorker(
+                workplace.units,
+                self._tokenizer_dir,
+                self._validation_fraction,
+                self._shard_tokens,
+                self._repeats if self.looks_for_repeats else None,
+                sum(map(len, self._units[:number])),
+            )
+            do_units(worker, units, self.share.of(range(len(units))), self._workers)
+            self.share.wait_for_all()
+            return self._publish(source, workplace, len(units)) if self.share.publishes else None
+
+    def close(self) -> None:
+        """When all sources are published, by whom that is to be done."""
+        if self.share.publishes and self.looks_for_repeats:
+            self._comparing.discard()
+
+    def _plan_of(self, source: Source, num_units: int) -> dict[str, Any]:
+        plan = {
+            "format_version": 1,
+            "input": [file.identity() for file in source.files],
+            "reading": dataclasses.asdict(source.reading),
+            "tokenizer_sha256": self._tokenizer.sha256,
+            "cleaning": source.cleaning.model_dump(mode="json"),
+            "validation_fraction": self._validation_fraction,
+            "shard_tokens": self._shard_tokens,
+            "units": num_units,
+        }
+        if self.looks_for_repeats:
+            told = json.dumps(self._comparing.told_plan, sort_keys=True)
+            compared = {"sources": len(self.sources), "plan_sha256": hashlib.sha256(told.encode()).hexdigest()}
+            plan |= self._repeats.config.describe() | {"compared": compared}
+        return plan
+
+    def _plan_of_comparing(self, repeats: RepeatsConfig) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "input": [file.identity() for source in self.sources for file in source.files],
+            "sources": [
+                {
+                    "files": len(source.files),
+                    "reading": dataclasses.asdict(source.reading),
+                    "cleaning": source.cleaning.model_dump(mode="json"),
+                    "units": len(units),
+                }
+                for source, units in zip(self.sources, self._units, strict=True)
+            ],
+            "shard_tokens": self._shard_tokens,  # which the cut into units hangs on
+            **repeats.describe(),
+        }
+
+    @contextmanager
+    def _leaving_nothing(self, *workplaces: Workplace) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, UnicodeError):
+            if self.share.count == 1:
+                for workplace in workplaces:
+                    workplace.discard()
+            raise
+
+    def _publish(self, source: Source, workplace: Workplace, num_units: int) -> dict[str, Any]:
+        fragments = [workplace.units.fragment(number) for number in range(num_units)]
+        result: dict[str, Any] = {
+            "empty_documents": sum(fragment["empty_documents"] for fragment in fragments),
+            "cleaning": by_filter(sum_counts(fragment["cleaning"] for fragment in fragments)),
+        }
+        if self.looks_for_repeats:
+            result["deduplication"] = by_filter(sum_counts(fragment["deduplication"] for fragment in fragments))
+        self._check_splits(source, fragments, result)
+
+        def fill(directory: Path) -> dict[str, Any]:
+            counted = dict(result)
+            for split in SPLITS:
+                result[split] = join_split(split, directory, workplace.units, fragments, self._tokenizer)
+            (directory / "tokenizer").mkdir()
+            # With the version that cut, which a released one does not say.
+            for name, content in self._tokenizer.files().items():
+                (directory / "tokenizer" / name).write_bytes(content)
+            return counted
+
+        workplace.publish(fill)
+        return result
+
+    def _check_splits(self, source: Source, fragments: list[dict[str, Any]], counts: dict[str, Any]) -> None:
+        """Raises InputError when one of the splits would be empty."""
+        filled = {split for split in SPLITS for fragment in fragments if fragment["shards"][split]}
+        compared = counts.get("deduplication", {}).get("all", {"documents_in": 0, "documents_out": 0})
+        if compared["documents_in"] and not compared["documents_out"]:
+            raise InputError(
+                f"{in_short(source.files)}: all of it repeats what earlier sources hold; leave this source out of the"
+                " description, or let it stand before the others"
+            )
+        if not filled:
+            raise InputError(f"{in_short(source.files)}: no text in it, nothing to tokenize")
+        for split in SPLITS:
+            if split not in filled:
+                change = "a larger" if split == VALIDATION else "a smaller"
+                raise InputError(
+                    f"no document fell into the {split} split; give {change} --validation-fraction (now"
+                    f" {self._validation_fraction:g}) or more documents (plain text: see --document-boundary)"
+                )
+
+
+def _beside(directory: Path, ending: str) -> Path:
+    directory = directory.resolve()
+    return directory.with_name(directory.name + ending)
+
+
+def _published(out: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((out / PREPARATION_FILE).read_text(encoding="utf-8"))
+    manifests = {split: json.loads((out / split / MANIFEST_FILE).read_text(encoding="utf-8")) for split in SPLITS}
+    return manifests | {key: facts[key] for key in _COUNTED if key in facts}
