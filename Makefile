@@ -5,7 +5,7 @@ DATA := runs/quickstart-data
 RUN := runs/quickstart
 SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with a smile." "It is a [MASK] universally acknowledged."
 
-.PHONY: install quickstart test lint check-install clean
+.PHONY: install quickstart test test-cluster test-packages lint check-install clean
 
 install: .venv/installed
 
@@ -27,8 +27,20 @@ quickstart: install $(DATA)/shards/train/manifest.json
 	$(BIN)/python launch/convert.py $(RUN) $(RUN)/huggingface --to huggingface
 	$(BIN)/python launch/quickstart_report.py $(RUN) $(SENTENCES)
 
+# All but tests/cluster, on two cores.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster
+
+# Clusters of namespaces with real SLURM, sshd and MPI; as root, after `make test-packages`.
+test-cluster: install
+	$(BIN)/python -m pytest tests/cluster
+
+# What tests/cluster starts its clusters from, and what optimizers on disk are built with; as root, on Debian. Tests that
+# need what is not there are skipped.
+test-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge \
+	  iproute2 util-linux openssh-server openssh-client pdsh libaio-dev
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,12 +21,12 @@ from deberta_scale.config_data import (
 )
 
 __all__ = [
-    "REDUCE_BUCKET_ELEMENTS",
     "BatchConfig",
     "Config",
     "ConfigError",
     "DataConfig",
     "EngineConfig",
+    "GuardsConfig",
     "MaskingConfig",
     "MixtureConfig",
     "ModelConfig",
@@ -35,9 +35,6 @@ __all__ = [
     "TrainConfig",
     "describe",
 ]
-
-REDUCE_BUCKET_ELEMENTS = 50_000_000
-"""Gradients that DeepSpeed sums over ranks at a time. It allocates the bucket whole, 1 GB by default."""
 
 
 class ModelConfig(Section):
@@ -176,8 +173,19 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 3
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     activation_checkpointing: Literal["none", "non_reentrant"] = "none"
-    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_optimizer: Literal["none", "cpu", "disk"] = "none"
+    """Where masters and moments lie between updates, which then happen on the host."""
     offload_parameters: Literal["none", "cpu"] = "none"
+    """Where a rank's share of the parameters lies while it is not used."""
+    offload_directory: Path | None = None
+    """Of a disk of this machine, for what is offloaded to it. It is made when missing; one run uses it at a time."""
+    hpz_partition_size: PositiveInt = 1
+    """ZeRO++: ranks, best those of one machine, that hold a second copy of all parameters among them, so that
+    gathering for backward stays inside the machine. 1: no such copy."""
+    quantized_weights: bool = False
+    """ZeRO++: gather parameters in 8 bits."""
+    quantized_gradients: bool = False
+    """ZeRO++: sum gradients over machines in 4 bits."""
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
@@ -189,18 +197,43 @@ class EngineConfig(Section):
             )
         return "none" if value is False else value
 
+    @field_validator("offload_parameters", mode="before")
+    @classmethod
+    def _places_that_work(cls, value: Any) -> Any:
+        if value == "disk":
+            raise ValueError(
+                "'disk' fails in DeepSpeed during backward: every one of its buffers must hold the whole word table,"
+                " and a step needs more of them than that saves; use 'cpu' or 'none', and offload_optimizer disk"
+            )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "EngineConfig":
-        if self.offload_parameters != "none" and self.zero_stage != 3:
-            raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+        self._check_offload()
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(
                 f"zero_stage 0 trains in fp32 only, not {self.precision}: without ZeRO, DeepSpeed's 16-bit wrapper"
                 " gives other losses; use zero_stage 1"
             )
+        for key in ("hpz_partition_size", "quantized_weights", "quantized_gradients"):
+            if getattr(self, key) != type(self).model_fields[key].default and self.zero_stage != 3:
+                raise ValueError(f"{key} has an effect at zero_stage 3 only, not {self.zero_stage}")
+        return self
+
+    def _check_offload(self) -> None:
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
-        return self
+        to_disk = self.offload_optimizer == "disk"
+        if to_disk and self.zero_stage != 3:
+            raise ValueError(f"offload_optimizer disk needs zero_stage 3, not {self.zero_stage}")
+        if to_disk and self.offload_directory is None:
+            raise ValueError("offload_optimizer disk needs offload_directory, a directory of a fast disk")
+        if not to_disk and self.offload_directory is not None:
+            raise ValueError(
+                f"offload_directory has no effect with offload_optimizer {self.offload_optimizer}; it belongs to disk"
+            )
 
 
 class TrainConfig(Section):
@@ -211,9 +244,48 @@ class TrainConfig(Section):
     evaluate_sequences: PositiveInt = 1024
     """Sequences of the held-out split used by each evaluation (fewer when the split is smaller)."""
     save_every_steps: PositiveInt = 1000
-    keep_checkpoints: PositiveInt = 3
+    keep_last: PositiveInt = 3
+    """The newest checkpoints that stay when another is published."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints of a multiple of these steps stay for good."""
     max_hours: Annotated[float, Field(gt=0.0)] | None = None
     """Stop for requeue after this time, checkpoint included."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.keep_every_steps is not None and self.keep_every_steps % self.save_every_steps:
+            raise ValueError(
+                f"keep_every_steps {self.keep_every_steps} is not a multiple of save_every_steps"
+                f" {self.save_every_steps}, so few or none of these steps would be saved"
+            )
+        return self
+
+
+class GuardsConfig(Section):
+    """When a step is skipped, when the run goes back to a checkpoint, and when a process that hangs is ended."""
+
+    spike_factor: Annotated[float, Field(gt=0.0)] = 8.0
+    """A step is skipped when its gradient's norm is more than this many standard deviations above the running mean."""
+    spike_after_steps: PositiveInt = 100
+    """Updates before the first norm is judged."""
+    max_skips: Annotated[int, Field(ge=0)] = 8
+    """Skipped steps among the last `window_steps` that the run goes on with; one more and it goes back to its newest
+    checkpoint, and passes over the steps that were skipped."""
+    window_steps: PositiveInt = 100
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """Times the run goes back without reaching a checkpoint trained beyond the step that failed; then it stops."""
+    hang_seconds: Annotated[float, Field(gt=0.0)] = 1800.0
+    """Without progress before a process says who is waited for, and ends. More than the longest wait of the start
+    (digests of shards and checkpoints), and of a save that training waits for."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GuardsConfig":
+        if self.max_skips >= self.window_steps:
+            raise ValueError(
+                f"max_skips {self.max_skips} would have no effect: no more than window_steps {self.window_steps} steps"
+                " can be skipped; give less"
+            )
+        return self
 
 
 class Config(Section):
@@ -230,6 +302,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     train: TrainConfig
+    guards: GuardsConfig = GuardsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

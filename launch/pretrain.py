@@ -1,7 +1,8 @@
-"""Pretrain a DeBERTa: `deepspeed launch/pretrain.py CONFIG [key=value ...]`.
+"""Pretrain a DeBERTa: `deepspeed launch/pretrain.py CONFIG [key=value ...]`, or with torchrun, srun or mpirun.
 
 Starts fresh or, when the run directory holds a complete checkpoint, goes on from it. Exit codes: 0 done,
 75 stopped on request with a checkpoint (run the same command again), 1 an error, said in one message.
+With --rehearse it makes two steps, a save and a load in RUN_DIR.rehearsal instead, and tells what they took.
 """
 
 import argparse
@@ -10,34 +11,39 @@ import sys
 
 from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
+from deberta_scale.train.launch_environment import LaunchError, is_first, read_launch
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file, for instance configs/pretrain/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, for instance train.steps=100")
+    parser.add_argument("--rehearse", action="store_true", help="make and measure two steps, a save and a load")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # appended by the deepspeed launcher
     arguments = parser.parse_args()
     try:
         config = load(arguments.config, arguments.overrides)
-    except ConfigError as error:
+        launch = read_launch(os.environ)
+    except (ConfigError, LaunchError) as error:
         return complain(error)
-    from deberta_scale.convert.formats import (
-        open_source,
-    )  # imported late: a wrong config is told before torch is loaded
-    from deberta_scale.train import distributed
+    # imported late: a wrong config or launch is told before torch is loaded
+    from deberta_scale.convert.formats import open_source
+    from deberta_scale.rehearsal import rehearse
+    from deberta_scale.train import distributed, offload_directory
     from deberta_scale.train.loop import Run
 
     try:
-        code = Run(config, distributed.read_launch(os.environ), open_source).go()
+        code = rehearse(config, launch, open_source) if arguments.rehearse else Run(config, launch, open_source).go()
+        distributed.barrier()  # launchers end all ranks when one leaves with a code, and rank 0 has the last word
     except ValueError as error:
         code = complain(error)
+    offload_directory.release_all()
     distributed.end_process(code)
 
 
 def complain(error: ValueError) -> int:
     """Say what is wrong once, not on every rank. Returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first(os.environ):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return 1
 

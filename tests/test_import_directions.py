@@ -9,13 +9,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "deberta_scale"
 
+PLAN_PARTS = {f"plan_{part}" for part in ("communication", "data", "machine", "memory", "saving")}
 ALLOWED = {
     "config_data": set(),
     "config": {"config_data"},
     "config_file": {"config"},
     "durable": set(),
     "batch": set(),
-    "plan": {"config", "model.sizes"},
+    "plan": {"config", "model.sizes", *PLAN_PARTS},
+    "plan_data": {"config"},
+    "plan_memory": {"config", "model.sizes", "train.buffers"},
+    "plan_communication": {"config", "model.sizes", "plan_memory", "train.buffers"},
+    "plan_saving": {"config", "model.sizes", "plan_memory"},
+    "plan_machine": {"config", "plan_communication", "plan_memory"},
+    "plan_text": {"config", "plan", "plan_machine", "plan_memory", "train.buffers"},
+    "rehearsal": {"config", "model.pretraining", "plan", "plan_text", "train"},
+    "doctor": set(),
+    "doctor_ranks": {"doctor", "train"},
+    "doctor_run": set(),
     "data": {"config", "durable", "batch", "data"},
     "model": {"config", "batch", "model"},
     "train": {"config", "durable", "batch", "data", "model", "train"},
@@ -26,15 +37,28 @@ ALLOWED = {
         "batch",
         "data.tokenizer",
         "data.tokenizer_byte_pair",
+        "data.tokenizer_pieces",
         "model",
         "train.checkpoint",
+        "train.fragments",
         "convert",
     },
 }
 """What each room may import of the package: whole rooms, or single modules."""
 
 SINGLE_IMPORTERS = {"deepspeed": {"deberta_scale/train/engine.py"}, "mpi4py": {"deberta_scale/train/distributed.py"}}
-TORCH_FREE = {"config.py", "config_data.py", "config_file.py", "plan.py", "model/sizes.py"}
+TORCH_FREE = {
+    "config.py",
+    "config_data.py",
+    "config_file.py",
+    "plan.py",
+    "plan_text.py",
+    *(f"{part}.py" for part in PLAN_PARTS),
+    "doctor_run.py",
+    "model/sizes.py",
+    "train/buffers.py",
+    "train/launch_environment.py",
+}
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -73,7 +97,15 @@ def test_data_preparation_needs_neither_torch_nor_the_training_rooms(path: Path)
     for name in imports_of(path):
         assert not name.startswith(("torch", "deepspeed", "launch"))
         if name.startswith(PACKAGE):
-            rooms = ("config", "durable", "data.shards", "data.tokenizer", "data.packing", "data.masking")
+            rooms = (
+                "config",
+                "durable",
+                "data.shards",
+                "data.tokenizer",
+                "data.packing",
+                "data.masking",
+                "data.sources",
+            )
             assert name.startswith(tuple(f"{PACKAGE}.{room}" for room in rooms))
 
 

@@ -1,5 +1,7 @@
 """Every command the README shows runs, in the order it shows them, on a little text."""
 
+import gzip
+import json
 import os
 import re
 import shlex
@@ -13,12 +15,16 @@ import pytest
 from deberta_scale.config import ModelConfig
 from deberta_scale.convert.hub_config import hub_config
 from tests.launching import ROOT, free_port
+from tests.slurm import write_stand_ins
 
 SMALLER = {
     "--vocab-size 32000": "--vocab-size 600",
     "launch/plan.py configs/pretrain/tiny.yaml": "launch/plan.py configs/pretrain/tiny.yaml SIZES",
     "launch/pretrain.py configs/pretrain/tiny.yaml": "launch/pretrain.py configs/pretrain/tiny.yaml SIZES",
     "configs/pretrain/continue_v3_base.yaml": "configs/pretrain/continue_v3_base.yaml SIZES model.vocab_size=640",
+    "mpirun -n 8 ": "mpirun -n 2 ",
+    "launch/bench.py loader": "launch/bench.py loader --rows 8 --micro-sequences 4 --slow-rows 2 --turns 1",
+    "launch/bench.py prepare": "launch/bench.py prepare --turns 1 --megabytes 1 --slow-megabytes 1",
     "deepspeed ": "deepspeed --num_gpus 2 --master_port PORT ",
 }
 SIZES = (
@@ -28,13 +34,17 @@ SIZES = (
 """What makes the README's commands fit a test. What they are called and how they fit together stays as shown."""
 
 
-def shell_block(title: str) -> list[str]:
-    """The lines of the first `sh` block under a heading of the README."""
+def block(title: str, language: str) -> str:
+    """The first block of a language under a heading of the README."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    found = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert found, f"no commands under {title!r}"
-    return found[1].splitlines()
+    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found, f"no {language} under {title!r}"
+    return found[1]
+
+
+def shell_block(title: str) -> list[str]:
+    return block(title, "sh").splitlines()
 
 
 @pytest.fixture
@@ -51,7 +61,8 @@ def place(tmp_path: Path, sample_documents: list[str]) -> Path:
 def run_all(commands: list[str], place: Path) -> list[str]:
     """Run commands one after the other, made smaller; what each printed."""
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{place}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
     }
@@ -74,6 +85,44 @@ def test_the_path_for_your_own_text_goes_through_to_filled_masks(place: Path) ->
     outputs = run_all(commands, place)
     assert "finished at step 3" in outputs[-3]
     assert len(outputs[-1].split()) == 10, "five words with their probabilities"
+
+
+def write_described_sources(place: Path, sample_documents: list[str]) -> None:
+    """data.yaml of the README, and the two sources that it names."""
+    (place / "data.yaml").write_text(block("Several sources", "yaml"))
+    (place / "web").mkdir()
+    for number in range(len(sample_documents) // 2):
+        (place / "text" / f"{number}.txt").unlink()
+        with gzip.open(place / "web" / f"{number}.jsonl.gz", "wt", encoding="utf-8") as file:
+            for paragraph in sample_documents[number].split("\n"):
+                file.write(json.dumps({"text": paragraph}) + "\n")
+
+
+def test_described_sources_go_through_to_training_on_their_mixture(place: Path, sample_documents: list[str]) -> None:
+    write_described_sources(place, sample_documents)
+    outputs = run_all(shell_block("Several sources"), place)
+    assert "left out by document_length" in outputs[1]
+    assert "configs/pretrain/tiny.yaml, seed" in outputs[2] and (place / "books.html").exists()
+    assert "epochs of web" in outputs[3] and "epochs of books" in outputs[3]
+    assert "finished at step 3" in outputs[4]
+
+
+def test_many_machines_share_a_preparation(place: Path, prepared_shards: Path, sample_documents: list[str]) -> None:
+    if not Path(sys.executable).with_name("mpirun").exists():
+        pytest.skip("no mpirun beside this Python; install the package mpich")
+    write_described_sources(place, sample_documents)
+    write_stand_ins(place)
+    (place / "tokenizer").symlink_to(prepared_shards / "tokenizer")
+    for command in shell_block("Many machines"):
+        assert "share 0 of 2 (MPI)" in run_all([command], place)[0]
+        assert (place / "shards" / "web" / "train" / "manifest.json").exists()
+        shutil.rmtree(place / "shards")
+
+
+def test_what_is_measured_can_be_measured(place: Path, prepared_shards: Path) -> None:
+    (place / "shards").symlink_to(prepared_shards)
+    (place / "tokenizer").symlink_to(prepared_shards / "tokenizer")
+    assert all("CPU s" in output for output in run_all(shell_block("Measuring"), place))
 
 
 def test_a_released_model_goes_on_with_new_text(place: Path, prepared_shards: Path) -> None:

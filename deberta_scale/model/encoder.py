@@ -204,11 +204,3 @@ class Deberta(nn.Module):
         embedded = self.embeddings(token_ids, segment_ids, position_ids)
         layers = self.config.num_hidden_layers if num_layers is None else num_layers
         return self.encoder(embedded, segment_ids, layers)
-
-
-def initialise(module: nn.Module, standard_deviation: float) -> None:
-    """As the official code: normal weights and zero biases for linear layers and tables; others keep torch's."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=standard_deviation)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

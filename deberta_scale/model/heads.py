@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from deberta_scale.config import ModelConfig
-from deberta_scale.model.encoder import Deberta, initialise
+from deberta_scale.model.encoder import Deberta
+from deberta_scale.model.initial import initialise
 
 
 class Pooler(nn.Module):
@@ -33,8 +34,8 @@ class FineTuningModel(nn.Module):
         self.deberta = Deberta(config, checkpoint_activations)
 
     def initialise(self) -> None:
-        """Normal weights and zero biases everywhere, as in pretraining; weights to start from are loaded after it."""
-        self.apply(lambda module: initialise(module, self.config.initializer_range))
+        """As in pretraining; weights to start from are loaded after it."""
+        initialise(self, self.config.initializer_range)
 
     def hidden(self, token_ids: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
         """[B, L] ids and 1 (text) or 0 (padding) for each place → [B, L, E]."""

@@ -9,7 +9,8 @@ from torch import nn
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
 from deberta_scale.model.emd import PredictionHead, decode_masks
-from deberta_scale.model.encoder import Deberta, Encoded, initialise
+from deberta_scale.model.encoder import Deberta, Encoded
+from deberta_scale.model.initial import initialise
 
 
 class PretrainingModel(nn.Module):
@@ -20,7 +21,7 @@ class PretrainingModel(nn.Module):
         self.config = config
         self.deberta = Deberta(config, checkpoint_activations)
         self.lm_predictions = nn.ModuleDict({"lm_head": PredictionHead(config)})
-        self.apply(lambda module: initialise(module, config.initializer_range))
+        initialise(self, config.initializer_range)
 
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the cross-entropies in nats, number of predicted tokens, number predicted right), each a scalar."""

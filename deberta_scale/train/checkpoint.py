@@ -1,33 +1,37 @@
 """Checkpoints that are whole or do not exist: write aside, digest, publish with a marker last, trust only the marker.
 
-Layout of `checkpoints/step-NNNNNNNN/`: `engine/` (DeepSpeed's files), `random/rank-NNNNN.pt`, `state.json`,
-`manifest.json` (size and digest of every file), `COMPLETE` (digest of the manifest, written last).
-DeepSpeed's own `latest` file is neither atomic nor after a barrier, and is not used.
+Layout of `checkpoints/step-NNNNNNNN/`: `engine/rank-NNNNN.safetensors` (see `fragments`), `random/rank-NNNNN.pt`,
+`state.json`, `manifest.json` (size and digest of every file), `COMPLETE` (digest of the manifest, written last).
+`checkpoint_writer` makes them beside training.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deberta_scale.config import Config
+from deberta_scale.data.hashing import key_of
 from deberta_scale.durable import digest_of, sync, write_durably
 from deberta_scale.train import distributed
-from deberta_scale.train.state import TrainState
+from deberta_scale.train.engine_state import restore_state
+from deberta_scale.train.fragments import CheckpointError
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file."""
-
-
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps done when it was saved, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -62,9 +66,16 @@ def verify(checkpoint: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing")
         if path.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        if digest_of(path) != expected["blake2b"]:
+        if _digest_of(path) != expected["blake2b"]:
             raise CheckpointError(f"{path} does not have the digest of the manifest: the file was changed or damaged")
     return manifest
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -74,7 +85,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint} has no COMPLETE marker: it was never finished, or is no checkpoint")
     if not manifest.is_file():
         raise CheckpointError(f"{manifest} is missing")
-    if digest_of(manifest) != marker.read_text().strip():
+    if _digest_of(manifest) != marker.read_text(errors="replace").strip():
         raise CheckpointError(f"{manifest} does not have the digest that {marker.name} names")
     content: dict[str, Any] = json.loads(manifest.read_text())
     if content["format_version"] != FORMAT_VERSION:
@@ -82,34 +93,98 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def describe_files(partial: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
-    """Size and digest of this rank's share of the files, each forced to disk. To be gathered from all ranks."""
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
+def choose(config: Config) -> tuple[Path | None, list[str]]:
+    """Where a run starts from, as `resume` says, and what to tell people about it. On one rank; the others are told.
+
+    Raises CheckpointError when `resume` names a checkpoint that is damaged, or one of the run's own that is not its
+    newest: the next start would go on from the newer ones.
+    """
+    if config.resume == "never":
+        return None, ["starting fresh (resume: never)"]
+    if config.resume != "auto":
+        path = Path(config.resume)
+        verify(path)
+        _refuse_newer(config.run_dir, path)
+        return path, [f"resuming from {path}, as resume says"]
+    notes: list[str] = []
+    newest = newest_complete(config.run_dir, notes.append)
+    if newest is None:
+        return None, [*notes, f"starting fresh: no complete checkpoint in {config.run_dir / 'checkpoints'}"]
+    return newest, [*notes, f"resuming from {newest}, the newest complete checkpoint; all digests agree"]
+
+
+def _refuse_newer(run_dir: Path, chosen: Path) -> None:
+    if chosen.resolve().parent != (run_dir / "checkpoints").resolve():
+        return
+    newer = [path.name for path in complete_checkpoints(run_dir) if path.name > chosen.resolve().name]
+    if newer:
+        raise CheckpointError(
+            f"resume says {chosen}, but {run_dir / 'checkpoints'} holds newer ones ({', '.join(newer)}), from which the"
+            " next start would go on; remove or move them, or give another run_dir"
+        )
+
+
+def describe_files(directory: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and digest of the files among `paths`, each forced to disk, by their names below `directory`."""
     described = {}
-    for path in files[rank::world_size]:
+    for path in sorted(path for path in paths if path.is_file()):
         sync(path)
-        described[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
+        described[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
     return described
 
 
 def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Turn a directory written aside into a checkpoint: manifest, rename, marker. On one rank, after a barrier."""
+    """Turn a directory written aside into a checkpoint: manifest, rename, marker. On one rank, when all have written.
+
+    Raises CheckpointError when `partial` does not hold exactly the files of the manifest: ranks that do not see the
+    same file system, or a leftover that could not be removed.
+    """
+    _check_complete(partial, manifest["files"])
     write_durably(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1))
     for directory in [path for path in partial.rglob("*") if path.is_dir()] + [partial]:
         sync(directory)
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     partial.rename(final)
     sync(final.parent)
     write_durably(final / "COMPLETE", digest_of(final / "manifest.json") + "\n")
 
 
-def prune(run_dir: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` complete checkpoints, marker first. Returns what was removed."""
-    removed = complete_checkpoints(run_dir)[keep:]
-    for path in removed:
-        remove(path)
-    return removed
+def _check_complete(partial: Path, expected: Collection[str]) -> None:
+    found = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
+    for name in sorted(found.symmetric_difference(expected)):
+        if name in found:
+            raise CheckpointError(f"{partial / name} was left there by another save; remove {partial}")
+        raise CheckpointError(f"{partial / name} was written by a rank, but is not there: is run_dir on a shared disk?")
+
+
+def prune(
+    run_dir: Path,
+    published: Path,
+    keep_last: int,
+    keep_every_steps: int | None,
+    in_use: Path | None,
+    report: Callable[[str], None],
+) -> list[Path]:
+    """Remove superseded checkpoints and leftovers, and return what was removed. While no save is being written.
+
+    Kept are the newest `keep_last` up to `published`, those of a multiple of `keep_every_steps` steps, the one
+    `in_use`, and newer ones than `published` (damaged ones, which the run went back behind and will replace). `report`
+    is told of what could not be removed; the next call tries again.
+    """
+    candidates = [path for path in complete_checkpoints(run_dir) if path.name <= published.name]
+    superseded = [
+        path
+        for path in candidates[keep_last:]
+        if not (keep_every_steps and step_of(path) % keep_every_steps == 0)
+        and not (in_use is not None and path.resolve() == in_use.resolve())
+    ]
+    return _remove_all([*superseded, *_unfinished(run_dir)], report)
+
+
+def sweep_unfinished(run_dir: Path, report: Callable[[str], None]) -> list[Path]:
+    """Remove what an interrupted save or deletion left behind, and return it; `report` is told of failures."""
+    return _remove_all(_unfinished(run_dir), report)
 
 
 def remove(checkpoint: Path) -> None:
@@ -118,63 +193,60 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def sweep_unfinished(run_dir: Path) -> list[Path]:
-    """Remove what an interrupted save or deletion left behind. Returns what was removed."""
-    left = [p for p in (run_dir / "checkpoints").glob("step-*") if not (p / "COMPLETE").exists()]
-    for path in left:
-        remove(path)
-    return left
+def _unfinished(run_dir: Path) -> list[Path]:
+    return [path for path in (run_dir / "checkpoints").glob("step-*") if not (path / "COMPLETE").exists()]
 
 
-def save(engine: Any, run_dir: Path, state: TrainState, manifest: dict[str, Any], keep: int) -> Path:
-    """Save on all ranks together and publish; then remove all but the newest `keep` checkpoints.
+def _remove_all(paths: list[Path], report: Callable[[str], None]) -> list[Path]:
+    removed = []
+    for path in paths:
+        try:
+            remove(path)
+            removed.append(path)
+        except OSError as error:
+            report(f"could not remove {path}: {error}; the next save tries again")
+    return removed
 
-    `manifest` holds the run's facts to write beside the file digests (step, world size, precision, ...).
+
+def load(engine: Any, checkpoint: Path, facts: dict[str, Any], seed: int) -> list[str]:
+    """Put parameters, moments, counters and random state back; on all ranks together.
+
+    `facts` are those this run saves in its manifests: `zero_stage`, `precision`. Returns what to tell of them and of
+    the number of ranks, where the checkpoint has others. Ranks that did not exist then get a random state of their
+    own, fixed by `seed`. Raises ValueError as `restore_state`.
     """
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    final = checkpoint_dir(run_dir, state.step)
-    partial = final.with_name(final.name + ".partial")
-
-    def start_empty() -> None:
-        if partial.exists():
-            shutil.rmtree(partial)
-        (partial / "random").mkdir(parents=True)
-        state.write(partial / "state.json")
-
-    distributed.on_main(start_empty)
-    torch.save(_random_state(), partial / "random" / f"rank-{rank:05d}.pt")
-    engine.save_checkpoint(str(partial), tag="engine", save_latest=False)
-    distributed.barrier()
-    shares = distributed.gather_objects(describe_files(partial, rank, world_size))
-    files = {name: entry for share in shares for name, entry in sorted(share.items())}
-
-    def finish() -> None:
-        publish(partial, final, {"step": state.step, "world_size": world_size, **manifest, "files": files})
-        prune(run_dir, keep)
-
-    distributed.on_main(finish)
-    return final
+    manifest = distributed.together(lambda: read_manifest(checkpoint))
+    restore_state(engine, checkpoint / "engine")
+    distributed.together(lambda: _restore_random_state(checkpoint, manifest, seed))
+    return _changes(manifest, {**facts, "world_size": torch.distributed.get_world_size()})
 
 
-def load(engine: Any, checkpoint: Path) -> None:
-    """Put parameters, moments and random state back on all ranks.
-
-    Raises CheckpointError when the checkpoint was written by another number of ranks.
-    """
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    saved_world_size = read_manifest(checkpoint)["world_size"]
-    if saved_world_size != world_size:
-        raise CheckpointError(
-            f"{checkpoint} was written by {saved_world_size} rank(s), this run has {world_size}; start"
-            f" {saved_world_size} rank(s) to go on with it"
-        )
-    loaded, _ = engine.load_checkpoint(str(checkpoint), tag="engine", load_lr_scheduler_states=False)
-    if loaded is None:
-        raise CheckpointError(f"{checkpoint / 'engine'} could not be loaded")
-    _set_random_state(torch.load(checkpoint / "random" / f"rank-{rank:05d}.pt", weights_only=True))
+def _restore_random_state(checkpoint: Path, manifest: dict[str, Any], seed: int) -> None:
+    rank = torch.distributed.get_rank()
+    if rank < manifest["world_size"]:
+        _set_random_state(torch.load(checkpoint / "random" / f"rank-{rank:05d}.pt", weights_only=True))
+    else:
+        torch.manual_seed(int(key_of(seed, rank, manifest["step"])))
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    notes = []
+    if any(before[name] != value for name, value in now.items()):
+        notes.append(f"checkpoint of {_spread(before)} → {_spread(now)}")
+    if before["precision"] != now["precision"]:
+        notes.append("in another precision losses differ a little; masters and moments are the same, in fp32")
+    if before["world_size"] < now["world_size"]:
+        new = f"{before['world_size']} to {now['world_size'] - 1}"
+        notes.append(f"ranks {new} have no random state in the checkpoint: their dropout begins with a fresh one")
+    return notes
+
+
+def _spread(facts: dict[str, Any]) -> str:
+    return f"{facts['world_size']} rank(s), ZeRO {facts['zero_stage']}, {facts['precision']}"
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """A copy of this rank's random state, as `load` reads it."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()

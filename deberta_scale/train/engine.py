@@ -1,33 +1,44 @@
-"""Config → DeepSpeed's JSON → engine. The only place that imports deepspeed, and where its traps are closed.
+"""Config → engine. The only place that imports deepspeed, and where its traps are closed.
 
 - On a CPU its shared-memory collective leaks 66 MiB of /dev/shm per rank and start; it is switched off, gloo remains.
 - A process killed while building an extension leaves a lock on which every later run waits for ever. Builds happen
   here, under a file lock that the kernel releases with its owner, after clearing what a dead owner left.
 - `memory_efficient_linear` changes the numerics of stage 3; off, all stages compute the same.
 - Its fused Adam does not resume bit for bit on a CPU; torch's AdamW does.
+
+An engine is built empty: its weights come afterwards, fresh, from another model or from a checkpoint, all by the same
+way: into the fp32 masters, each rank its share. So no rank ever holds a whole model that it would divide.
 """
 
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deberta_scale.config import REDUCE_BUCKET_ELEMENTS, Config
+from deberta_scale.config import Config, ConfigError
 from deberta_scale.durable import write_durably
 from deberta_scale.model.sizes import parameter_count
-from deberta_scale.train.distributed import Launch, announce_single_process, open_control_group
+from deberta_scale.train import allocator, distributed, offload_directory
+from deberta_scale.train.distributed import announce, open_control_group
+from deberta_scale.train.engine_json import deepspeed_json, refuse_without_effect
+from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.optim import parameter_groups
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def start_process_group(launch: Launch) -> torch.device:
-    """Join the other ranks; returns this rank's device. NCCL on GPUs; gloo on CPUs or with DS_ACCELERATOR=cpu."""
+
+def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torch.device:
+    """Join the other ranks; returns this rank's device. NCCL on GPUs; gloo on CPUs or with DS_ACCELERATOR=cpu. A rank
+    that is waited for longer than the timeout makes a collective fail."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -40,60 +51,28 @@ def start_process_group(launch: Launch) -> torch.device:
     else:
         device = torch.device("cpu")
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if launch.source == "single process":
-        announce_single_process()
+    announce(launch)
     deepspeed.utils.logging.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # names DeepSpeed still uses
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    open_control_group()
+    timeout = timedelta(seconds=timeout_seconds)
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    open_control_group(timeout)
     return device
 
 
-def deepspeed_json(config: Config, world_size: int, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for this run. A pure function, so that it can be read before a machine is touched."""
-    engine, optimizer = config.engine, config.optimizer
-    bucket = min(REDUCE_BUCKET_ELEMENTS, parameter_count(config.model).total)
-    zero: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": bucket}
-    if engine.zero_stage == 3:
-        zero["memory_efficient_linear"] = False
-    if engine.offload_optimizer != "none":
-        zero["offload_optimizer"] = {"device": engine.offload_optimizer, "pin_memory": on_gpu}
-    if engine.offload_parameters != "none":
-        zero["offload_param"] = {"device": engine.offload_parameters, "pin_memory": on_gpu}
-    adam: dict[str, Any] = {
-        "lr": optimizer.learning_rate,
-        "betas": list(optimizer.betas),
-        "eps": optimizer.eps,
-        "bias_correction": True,
-    }
-    if not on_gpu and engine.offload_optimizer == "none":
-        adam = {**adam, "torch_adam": True}
-        del adam["bias_correction"]  # torch's AdamW always corrects, and takes no such argument
-    generated: dict[str, Any] = {
-        "train_batch_size": config.batch.sequences,
-        "train_micro_batch_size_per_gpu": config.batch.micro_sequences,
-        "gradient_accumulation_steps": config.batch.accumulation_steps(world_size),
-        "gradient_clipping": optimizer.max_grad_norm,
-        "zero_optimization": zero,
-        "optimizer": {"type": "AdamW", "params": adam},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if engine.precision == "bf16":
-        generated["bf16"] = {"enabled": True}
-    if engine.precision == "fp16":
-        generated["fp16"] = {"enabled": True, "initial_scale_power": 16, "loss_scale_window": 1000}
-    return generated
-
-
 def build_engine(config: Config, model: torch.nn.Module, launch: Launch, device: torch.device) -> Any:
-    """Wrap `model` in a DeepSpeed engine and save the generated JSON as `run_dir/deepspeed.json`."""
+    """Wrap `model`, on the meta device, in a DeepSpeed engine whose weights are still to be set, and save the generated
+    JSON as `run_dir/deepspeed.json`.
+
+    Raises ValueError on all ranks when the machine lacks what the config asks for.
+    """
     import deepspeed
 
+    distributed.together(lambda: _prepare_machine(config, launch, device))
     generated = deepspeed_json(config, launch.world_size, device.type == "cuda")
     if launch.is_main:
         write_durably(config.run_dir / "deepspeed.json", json.dumps(generated, indent=2) + "\n")
-    _build_extensions(config, device)
+    materialise(model, generated, device, _DTYPES[config.engine.precision])
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model.named_parameters(), config.optimizer.weight_decay),
@@ -103,28 +82,57 @@ def build_engine(config: Config, model: torch.nn.Module, launch: Launch, device:
     return engine
 
 
+def materialise(model: torch.nn.Module, generated: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Give the parameters of a model on the meta device memory, without values, module by module; in stage 3 each
+    module's are divided before the next one's are made. `generated` is DeepSpeed's configuration."""
+    import deepspeed
+
+    model.to(dtype)
+    divides = generated["zero_optimization"]["stage"] == 3
+    divided = deepspeed.zero.Init(config_dict_or_path=generated, dtype=dtype) if divides else None
+    for module in model.modules():
+        module.to_empty(device=device, recurse=False)
+        if divided is not None:
+            divided._convert_to_zero_parameters(module.parameters(recurse=False))
+
+
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """Use this rate for the next update, in all parameter groups."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
 
 
-def gradient_norm(engine: Any) -> float | None:
-    """Norm of the last step's whole gradient before clipping; None where DeepSpeed does not compute it."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
+def _prepare_machine(config: Config, launch: Launch, device: torch.device) -> None:
+    """Everything on this machine that building an engine relies on. Raises ConfigError."""
+    engine = config.engine
+    refuse_without_effect(engine, launch, device.type == "cuda")
+    _build_extensions(config, device)
+    if engine.offload_directory is not None:
+        share = math.ceil(parameter_count(config.model).total / launch.world_size)
+        offload_directory.claim(engine.offload_directory, launch.rank, share, launch.local_world_size)
+        allocator.return_freed_memory()
+    elif device.type == "cpu":
+        allocator.keep_freed_memory()
 
 
 def _build_extensions(config: Config, device: torch.device) -> None:
-    """Build the compiled optimizer this run needs, once per machine and environment."""
+    """Build the compiled parts this run needs, once per machine and environment."""
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
 
+    builders: list[Any] = []
+    if config.engine.offload_optimizer == "disk":
+        builders.append(_asynchronous_io())
     if config.engine.offload_optimizer != "none":
-        builder = CPUAdamBuilder()
+        builders.append(CPUAdamBuilder())
     elif device.type == "cuda":
-        builder = FusedAdamBuilder()
-    else:
+        builders.append(FusedAdamBuilder())
+    if not builders:
         return
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise ConfigError(
+            "this run's optimizer is compiled at the first start, and there is no C++ compiler: install the Debian"
+            " package g++"
+        )
     cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "deberta_scale.lock").open("w") as lock:
@@ -132,4 +140,23 @@ def _build_extensions(config: Config, device: torch.device) -> None:
         for stale in cache.rglob("lock"):
             print(f"cleared the lock of a build that was killed: {stale}", file=sys.stderr)
             shutil.rmtree(stale.parent)
-        builder.load(verbose=False)
+        for builder in builders:
+            builder.load(verbose=False)
+
+
+def disk_offload_is_possible() -> bool:
+    """Whether this machine has the library, with its headers, that `engine.offload_optimizer disk` is built on."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return bool(AsyncIOBuilder().is_compatible())
+
+
+def _asynchronous_io() -> Any:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not disk_offload_is_possible():
+        raise ConfigError(
+            "engine.offload_optimizer disk needs the library libaio and its headers: install the Debian package"
+            " libaio-dev, or use cpu"
+        )
+    return AsyncIOBuilder()

@@ -1,14 +1,24 @@
-"""`init_from`: begin a new run with the weights of another model. Data position, optimizer and schedule are fresh."""
+"""The weights that a run begins with: fresh, or with `init_from` those of another model; then data position, optimizer
+and schedule are fresh all the same."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from deberta_scale.config import ConfigError, ModelConfig
+from deberta_scale.config import Config, ConfigError, ModelConfig
 from deberta_scale.durable import digest_of
+from deberta_scale.model.initial import InitialWeights
 from deberta_scale.model.pretraining import PretrainingModel
+from deberta_scale.train import distributed
+from deberta_scale.train.engine_vectors import (
+    begin_update,
+    finish_update,
+    in_memory,
+    update_trained_weights,
+    vectors_of,
+)
 
 _MAY_DIFFER = ("vocab_size", "max_position_embeddings", "initializer_range")
 _TOKENIZER_FILES = ("spm.model", "vocab.json", "bpe_encoder.bin")
@@ -38,27 +48,72 @@ class InitialModel(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
 
-@torch.no_grad()
-def take_weights(model: PretrainingModel, initial: InitialModel, data_tokenizer: Path) -> list[str]:
-    """Copy every tensor of `initial` into `model`; returns what to tell: what was missing, and stays initialised.
+Stretches = Callable[[str, int, int], torch.Tensor]
+"""By name, start and size: values of a flattened parameter, fp32, on the host."""
 
-    A longer vocabulary or position table keeps its fresh rows beyond those of `initial`. Raises ConfigError when the
+
+def initial_weights(
+    config: Config, model: PretrainingModel, open_initial: Callable[[Path], InitialModel] | None
+) -> tuple[Stretches, list[str]]:
+    """What `model`, which may lie on the meta device, begins with, and what to tell people about it. `init_from` is
+    opened by `open_initial`. Raises ConfigError as `taken_weights`.
+    """
+    fresh = InitialWeights(model, config.model.initializer_range, config.seed)
+    if config.init_from is None:
+        return fresh, []
+    assert open_initial is not None
+    return taken_weights(model, fresh, open_initial(config.init_from), config.data.tokenizer_dir)
+
+
+@torch.no_grad()
+def set_weights(engine: Any, weights: Stretches) -> None:
+    """Fill the fp32 masters of an engine and bring them to the parameters, on all ranks together. Each rank asks for
+    what it holds, one parameter at a time.
+
+    Raises ValueError on all ranks when one cannot read.
+    """
+    begin_update(engine)
+    distributed.together(lambda: _fill(engine, weights))
+    finish_update(engine)
+
+
+def _fill(engine: Any, weights: Stretches) -> None:
+    for vector in vectors_of(engine):
+        with in_memory(engine, vector, changed=True):
+            for piece in vector.pieces:
+                stretch = vector.master.detach().view(-1)[piece.offset : piece.offset + piece.size]
+                stretch.copy_(weights(piece.name, piece.start, piece.size))
+            update_trained_weights(engine, vector)
+
+
+def taken_weights(
+    model: PretrainingModel, fresh: Stretches, initial: InitialModel, data_tokenizer: Path
+) -> tuple[Stretches, list[str]]:
+    """Those of `initial`, read one parameter at a time, and `fresh` ones for what it lacks, which the notes name.
+
+    A longer vocabulary or position table has its fresh rows beyond those of `initial`. Raises ConfigError when the
     shapes differ otherwise, or when the data was tokenized with another tokenizer than the weights were trained with.
     """
     _check_shape(model.config, initial)
     notes = [f"weights from {initial.path}; data position, optimizer and schedule are fresh", *initial.notes]
     notes += _check_tokenizer(initial, data_tokenizer)
-    for name, tensor in model.state_dict().items():
-        if name not in initial.weights.shapes:
+    shapes = initial.weights.shapes
+    for name, parameter in model.named_parameters():
+        given, wanted = shapes.get(name), tuple(parameter.shape)
+        if given is None:
             notes.append(f"{name}: not in {initial.path}, initialised")
-            continue
-        given = initial.weights.read(name)
-        if given.shape[1:] != tensor.shape[1:] or len(given) > len(tensor):
-            raise ConfigError(f"{initial.path}: {name} has shape {tuple(given.shape)}, the model {tuple(tensor.shape)}")
-        tensor[: len(given)] = given
-        if len(given) < len(tensor):
-            notes.append(f"{name}: rows {len(given)} to {len(tensor) - 1} are new, initialised")
-    return notes
+        elif given[1:] != wanted[1:] or given[0] > wanted[0]:
+            raise ConfigError(f"{initial.path}: {name} has shape {given}, the model {wanted}")
+        elif given[0] < wanted[0]:
+            notes.append(f"{name}: rows {given[0]} to {wanted[0] - 1} are new, initialised")
+
+    def stretch(name: str, start: int, size: int) -> torch.Tensor:
+        known = initial.weights.read(name).view(-1)[start : start + size] if name in shapes else torch.empty(0)
+        if len(known) == size:
+            return known
+        return torch.cat([known, fresh(name, start + len(known), size - len(known))])
+
+    return stretch, notes
 
 
 def _check_shape(config: ModelConfig, initial: InitialModel) -> None:

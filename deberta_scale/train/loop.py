@@ -1,75 +1,36 @@
 """The run: read this file first."""
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deberta_scale import config as configuration
 from deberta_scale.config import Config
 from deberta_scale.data.loader import MaskedLoader, StepData
 from deberta_scale.model.pretraining import PretrainingModel
-from deberta_scale.model.sizes import parameter_count, training_flops_per_sequence
-from deberta_scale.train import checkpoint, distributed
+from deberta_scale.model.sizes import training_flops_per_sequence
+from deberta_scale.train import checkpoint, distributed, watchdog
 from deberta_scale.train import engine as engines
+from deberta_scale.train.announcement import epochs_in_words, start_lines
+from deberta_scale.train.checkpoint_writer import KeepPolicy, Saver
 from deberta_scale.train.distributed import Launch
-from deberta_scale.train.guards import FiniteCheck, NonFiniteError, NothingToPredictError
-from deberta_scale.train.initial_weights import InitialModel, take_weights
+from deberta_scale.train.engine_update import weights_are_finite
+from deberta_scale.train.evaluation import EvaluationStopped, evaluate
+from deberta_scale.train.guards import DivergedError, GoBack, Guards, NothingToPredictError, jump_after_resume
+from deberta_scale.train.initial_weights import InitialModel, initial_weights, set_weights
 from deberta_scale.train.interrupt import Interrupt
-from deberta_scale.train.metrics import Interval, RunLog, Totals, duration, measure_matmul_flops, progress_line, sum_of
+from deberta_scale.train.metrics import RunLog, Totals, duration, measure_matmul_flops, progress_line, sum_of
 from deberta_scale.train.run_directory import prepare
 from deberta_scale.train.schedule import learning_rate_factor
-from deberta_scale.train.state import TrainState, trajectory_of
+from deberta_scale.train.state import GuardState, TrainState, trajectory_of
+from deberta_scale.train.step import pretrain_step
 
 EXIT_DONE, EXIT_REQUEUE = 0, 75
+_ADVICE = "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or use engine.precision bf16 instead of fp16"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def pretrain_step(engine: Any, data: StepData, learning_rate: float, totals: Totals) -> None:
-    """One optimizer step on this rank's micro-batches, together with all other ranks.
-
-    The loss is the mean over the predicted tokens of all ranks and micro-batches: sums travel, the division happens
-    once. Raises, on all ranks and before the update, NonFiniteError when the loss of one of them is not finite and
-    NothingToPredictError when no rank has a token to predict.
-    """
-    (predicted_in_step,) = distributed.sum_over_ranks([data.predicted_tokens])
-    if not predicted_in_step:
-        raise NothingToPredictError("no row of this step has a token that may be masked")
-    scale = engine.world_size / predicted_in_step  # DeepSpeed averages gradients over ranks
-    engines.set_learning_rate(engine, learning_rate)
-    step_loss = torch.zeros((), device=engine.device)
-    for batch in data.micro_batches:
-        loss_sum, predicted, correct = engine(batch.to(engine.device))
-        step_loss += loss_sum.detach()
-        finite = FiniteCheck(step_loss)
-        engine.backward(loss_sum * scale, scale_wrt_gas=False)
-        if batch is data.micro_batches[-1]:
-            finite.raise_unless_finite()
-        engine.step()  # updates at the last micro-batch, counts at the others
-        totals.add(loss_sum, predicted, correct)
-    totals.add_read(data.useful_tokens, sum(b.token_ids.numel() for b in data.micro_batches), data.digest)
-
-
-@torch.no_grad()
-def evaluate(
-    engine: Any, loader: MaskedLoader, sequences: int, shares: dict[str, float] | None = None
-) -> dict[str, Interval]:
-    """Sums over the first `sequences` rows of the held-out split, always with the same masks; of a mixture by source,
-    `shares` of the rows from each."""
-    totals = Totals(engine.device)
-    engine.eval()
-    intervals = {}
-    for part in loader.evaluation_parts(sequences, shares):
-        for batch in part.batches:
-            totals.add(*engine(batch.to(engine.device)))
-        intervals[part.source] = totals.read()
-    engine.train()
-    return intervals
 
 
 class Run:
@@ -83,31 +44,45 @@ class Run:
         Raises ValueError on all ranks when one of them cannot start.
         """
         self.config = config
-        device = engines.start_process_group(launch)
+        watchdog.start(launch.rank, launch.world_size, config.guards.hang_seconds, config.run_dir)
+        watchdog.enter("start: joining the other ranks")
+        device = engines.start_process_group(launch, 2 * config.guards.hang_seconds)
+        watchdog.enter("start: opening the data")
+        self.interrupt = Interrupt(config.run_dir, config.train.max_hours)
+        self.interrupt.listen()  # what is asked for during the start is done after the first step
         distributed.set_threads(launch)
         self.training_data = distributed.together(lambda: self._open("train", launch))
         self.held_out = distributed.together(lambda: self._open("validation", launch))
-        distributed.on_main(lambda: prepare(config, launch))
-        chosen, notes = distributed.on_main(lambda: _choose_checkpoint(config))
+        watchdog.enter("start: choosing a checkpoint")
+        leftovers = distributed.on_main(lambda: prepare(config, launch))
+        chosen, notes = distributed.on_main(lambda: checkpoint.choose(config))
+        notes = leftovers + notes
 
-        torch.manual_seed(config.seed)
+        watchdog.enter("start: building the engine")
         checkpointing = config.engine.activation_checkpointing == "non_reentrant"
-        model = PretrainingModel(config.model, checkpoint_activations=checkpointing)
-        if chosen is None and config.init_from is not None:
-            assert open_initial is not None
-            begin_with = partial(open_initial, config.init_from)
-            notes += distributed.together(lambda: take_weights(model, begin_with(), config.data.tokenizer_dir))
+        with torch.device("meta"):
+            model = PretrainingModel(config.model, checkpoint_activations=checkpointing)
+        weights = None
+        if chosen is None:
+            weights, told = distributed.together(lambda: initial_weights(config, model, open_initial))
+            notes += told
         self.engine = engines.build_engine(config, model, launch, device)
+        if weights is not None:
+            set_weights(self.engine, weights)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs between ranks
-        self.step = 0 if chosen is None else self._resume(chosen)
-        self.saved_step = self.step if chosen else None
+        self.step, self.guards = 0, Guards(config.guards, GuardState())
+        if chosen is not None:
+            watchdog.enter("start: reading the checkpoint")
+            notes += self._resume(chosen)
 
-        self.interrupt = Interrupt(config.run_dir, config.train.max_hours)
-        self.interrupt.listen()
         self.totals = Totals(device)
         self.peak_flops = launch.world_size * measure_matmul_flops(device, _DTYPES[config.engine.precision])
         self.log = RunLog(config.run_dir, launch.is_main, self.step)
-        self._announce(launch, notes)
+        self.gradient_norm: float | None = None
+        self.launch = launch
+        self.saver = self._saver_after(chosen)
+        self.resumed_from = chosen
+        self._announce("start" if chosen is None else "resume", launch, notes)
 
     def _open(self, split: str, launch: Launch) -> MaskedLoader:
         loader = MaskedLoader(
@@ -124,29 +99,30 @@ class Run:
             loader.check_repetition(self.config.train.steps, self.config.batch.sequences)
         return loader
 
-    def _resume(self, chosen: Path) -> int:
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"zero_stage": self.config.engine.zero_stage, "precision": self.config.engine.precision}
+
+    def _saver_after(self, chosen: Path | None) -> Saver:
+        """Of a run that goes on from this checkpoint."""
+        keep = KeepPolicy(self.config.train.keep_last, self.config.train.keep_every_steps, chosen)
+        return Saver(self.config.run_dir, self._facts, keep, self.log, self.launch.local_world_size, newest=chosen)
+
+    def _resume(self, chosen: Path) -> list[str]:
+        """Stand where the checkpoint was made. Returns how this run differs from the one that made it, for people."""
         state = distributed.together(lambda: TrainState.read(chosen / "state.json"))
         data = self.training_data
         distributed.together(lambda: state.check_continues(self.config, data.fingerprint, data.source_fingerprints))
-        distributed.together(lambda: checkpoint.load(self.engine, chosen))
-        return state.step
+        notes = checkpoint.load(self.engine, chosen, self._facts, self.config.seed)
+        self.step, self.guards = state.step, Guards(self.config.guards, state.guards)
+        return notes
 
-    def _announce(self, launch: Launch, notes: list[str]) -> None:
-        model, data = self.config.model, self.training_data
+    def _announce(self, what: str, launch: Launch, notes: list[str]) -> None:
         start = {"step": self.step, "ranks": launch.world_size, "steps": self.config.train.steps, "notes": notes}
-        self.log.event("resume" if self.saved_step is not None else "start", **start)
-        for note in notes:
-            self.log.say(note)
-        self.log.say(f"model: {parameter_count(model).total:,} parameters, {model.num_hidden_layers} layers")
-        self.log.say(f"data: {data.describe()}")
-        samples = [step * self.config.batch.sequences for step in (self.step, self.config.train.steps)]
-        done, planned = map(data.epochs_read, samples)
-        self.log.say(f"epochs: {_epochs(planned)} in the whole run, {_epochs(done)} of them done")
-        self.log.say(
-            f"held out: {self.held_out.describe()}; its unigram entropy, the loss of guessing by frequency alone, is"
-            f" {self.held_out.unigram_entropy_nats:.4f} nats"
-        )
-        self.log.say(f"batch: {configuration.describe(self.config, launch.world_size)}")
+        self.log.event(what, **start)
+        lines = start_lines(self.config, self.step, launch.world_size, self.training_data, self.held_out)
+        for line in [*notes, *lines]:
+            self.log.say(line)
         engine = self.config.engine
         self.log.say(
             f"engine: ZeRO stage {engine.zero_stage}, {engine.precision}, activation checkpointing"
@@ -155,52 +131,132 @@ class Run:
         )
 
     def go(self) -> int:
-        """Train to the last step or to a stop; returns the exit code. Raises NonFiniteError when the loss breaks."""
-        train, sequences = self.config.train, self.config.batch.sequences
-        interval_start, interval_steps = time.perf_counter(), 0
-        data = self.training_data.steps(self.step * sequences, sequences)
-        with contextlib.closing(self.log), contextlib.closing(data) as steps:
-            while self.step < train.steps:
-                self._guarded_step(next(steps))
-                interval_steps += 1
-                last = self.step == train.steps
-                if last or self.step % train.log_every_steps == 0:
-                    self._log_interval(interval_steps, interval_start)
-                    interval_start, interval_steps = time.perf_counter(), 0
-                pause = time.perf_counter()
-                stop = distributed.first_given(self.interrupt.reason())
-                if last or self.step % train.evaluate_every_steps == 0:
-                    self._evaluate()
-                if last or stop or self.step % train.save_every_steps == 0:
-                    self._save()
-                if stop and not last:
-                    return self._stop(stop)
-                interval_start += time.perf_counter() - pause
+        """Train to the last step or to a stop; returns the exit code.
+
+        Raises on all ranks DivergedError when training breaks and CheckpointError when saving does; the older
+        checkpoints are intact.
+        """
+        with contextlib.closing(self.log):
+            try:
+                stop = self._make_up_evaluation() or self._train_with_ways_back()
+            except (DivergedError, NothingToPredictError):  # raised on all ranks, which finish their save in progress
+                self.saver.wait()
+                raise
+            if stop:
+                return self._stop(stop)
             self.log.event("finished", step=self.step)
             self.log.say(f"finished at step {self.step}: {checkpoint.checkpoint_dir(self.config.run_dir, self.step)}")
         return EXIT_DONE
 
+    def _train_with_ways_back(self) -> str | None:
+        """Train, going back to a checkpoint whenever the guards want it; returns why to stop, or None."""
+        sequences = self.config.batch.sequences
+        while True:
+            with contextlib.closing(self.training_data.steps(self.step * sequences, sequences)) as steps:
+                try:
+                    return self._train(steps)
+                except GoBack as reason:
+                    self._go_back(str(reason))
+
+    def _go_back(self, reason: str) -> None:
+        """To the newest complete checkpoint, from which the steps that failed are passed over. Raises DivergedError on
+        all ranks when there is none, or when that has not helped before."""
+        watchdog.enter("going back to a checkpoint")
+        self.saver.wait()
+        notes: list[str] = []
+        newest = distributed.on_main(lambda: checkpoint.newest_complete(self.config.run_dir, notes.append))
+        chosen = newest or self.resumed_from
+        at, failed_step, guards = f"step {self.step}: {reason}", self.step, self.guards
+        if chosen is None:
+            raise DivergedError(f"{at}, and there is no checkpoint to go back to. {_ADVICE}")
+        self._resume(chosen)
+        try:
+            failed = guards.go_back(failed_step, self.step, self.guards.state)
+        except DivergedError as error:
+            raise DivergedError(f"{at}; {error}. {_ADVICE}; the newest checkpoint, {chosen}, is intact") from None
+        self.guards = guards
+        self.totals, self.saver = Totals(self.engine.device), self._saver_after(chosen)
+        self.log.rewind(self.step)
+        samples = [self._samples_of(step) for step in failed]
+        self.log.event("went back", to_step=self.step, reason=at, passed_over=failed, samples=samples, notes=notes)
+        self.log.say(f"{at}; went back to {chosen.name}; steps passed over from there: {failed or 'none'}")
+
+    def _samples_of(self, step: int) -> list[int]:
+        """The first and the last sample of a step, the first step being 1."""
+        sequences = self.config.batch.sequences
+        return [(step - 1) * sequences, step * sequences - 1]
+
+    def _train(self, data: Iterator[StepData]) -> str | None:
+        """Step after step to the last, or until a rank wants to stop; returns why, or None."""
+        train = self.config.train
+        interval_start, interval_steps = time.perf_counter(), 0
+        stop = None
+        while self.step < train.steps and not stop:
+            watchdog.enter("data", self.step + 1)
+            self._guarded_step(next(data))
+            watchdog.enter("agreement")
+            interval_steps += 1
+            if self.step == train.steps or self.step % train.log_every_steps == 0:
+                self._log_interval(interval_steps, interval_start)
+                interval_start, interval_steps = time.perf_counter(), 0
+            pause = time.perf_counter()
+            stop = self._between_steps()
+            interval_start += time.perf_counter() - pause
+        return stop
+
+    def _between_steps(self) -> str | None:
+        """Save and evaluate when due. Returns why to stop, or None; before a stop and after the last step everything
+        is saved."""
+        last = self.step == self.config.train.steps
+        stop = self._agree()
+        if last or self.step % self.config.train.save_every_steps == 0:
+            self._save()
+        if self._evaluation_is_due():
+            stop = self._evaluate(stop)
+        if last or stop:
+            self._save()
+            self.saver.finish()
+        return stop
+
+    def _agree(self) -> str | None:
+        """What ranks tell each other at every step boundary and evaluation batch: whether one of them wants to stop,
+        and how far their save is. Returns the reason of the lowest rank that wants to stop."""
+        reason = self.interrupt.reason()
+        num_stopping, *of_save = distributed.sum_over_ranks([reason is not None, *self.saver.progress()])
+        self.saver.advance(*of_save)
+        self.interrupt.note_save_seconds(self.saver.slowest_seconds)
+        return next(filter(None, distributed.gather_objects(reason))) if num_stopping else None
+
     def _guarded_step(self, data: StepData) -> None:
+        """Train on the samples of a step, or pass over them. Raises GoBack on all ranks when too many steps failed."""
         factor = learning_rate_factor(self.config.schedule, self.step, self.config.train.steps)
         self.learning_rate = self.config.optimizer.learning_rate * factor
+        number = self.step + 1
+        if self.guards.passes_over(number):
+            self.step = number
+            self.guards.note_passed_over()
+            self.log.event("step passed over", step=number, samples=self._samples_of(number))
+            return
         try:
-            pretrain_step(self.engine, data, self.learning_rate, self.totals)
+            outcome = pretrain_step(self.engine, data, self.learning_rate, self.totals, self.guards.largest_norm)
         except NothingToPredictError as error:
             raise NothingToPredictError(
-                f"step {self.step + 1}: {error}; look at the shards with data_prep/inspect_shards.py: its documents"
+                f"step {number}: {error}; look at the shards with data_prep/inspect_shards.py: its documents"
                 " hold nothing but unknown characters, or are too few"
             ) from None
-        except NonFiniteError as error:
-            self.log.event("not finite", step=self.step + 1)
-            raise NonFiniteError(
-                f"step {self.step + 1}: {error}; all ranks stopped before the update. Lower optimizer.learning_rate,"
-                " lengthen schedule.warmup_steps, or use engine.precision bf16 instead of fp16; the newest checkpoint"
-                " is intact"
-            ) from None
-        self.step += 1
+        self.step = number
+        if outcome.skip is None:
+            self.gradient_norm = outcome.norm
+        elif not outcome.skip.is_overflow:
+            why, value = outcome.skip.why, str(outcome.skip.value)
+            self.log.event("step skipped", step=number, samples=self._samples_of(number), why=why, value=value)
+            self.log.say(f"step {number} skipped: {why}")
+        self.guards.note(number, outcome)
 
     def _log_interval(self, num_steps: int, start: float) -> None:
         interval = self.totals.read()
+        if not interval.predicted_tokens:
+            return  # every step was skipped, which the events tell
         seconds = time.perf_counter() - start
         data, batch = self.config.data, self.config.batch
         flops_per_sequence = training_flops_per_sequence(
@@ -211,7 +267,9 @@ class Run:
             "loss": interval.loss,
             "accuracy": interval.accuracy,
             "learning_rate": self.learning_rate,
-            "gradient_norm": engines.gradient_norm(self.engine),
+            "gradient_norm": self.gradient_norm,
+            "skipped_steps": self.guards.state.num_skipped,
+            "overflowed_steps": self.guards.state.num_overflowed,
             "read_tokens_per_second": interval.read_tokens / seconds,
             "useful_tokens_per_second": interval.useful_tokens / seconds,
             "predicted_tokens_per_second": interval.predicted_tokens / seconds,
@@ -224,14 +282,38 @@ class Run:
         values |= {f"epochs/{name}" if name else "epochs": value for name, value in epochs.items()}
         self.log.scalars("train", self.step, values)
         remaining = (self.config.train.steps - self.step) * seconds / num_steps
-        of_sources = f"  epochs {_epochs(epochs)}" if len(epochs) > 1 else ""
+        of_sources = f"  epochs {epochs_in_words(epochs)}" if len(epochs) > 1 else ""
         self.log.say(progress_line(self.step, self.config.train.steps, values, remaining) + of_sources)
+        if warning := jump_after_resume(self.log.take_last_loss(), interval.loss):
+            self.log.event("loss jumped", step=self.step, message=warning)
+            self.log.say(warning)
 
-    def _evaluate(self) -> None:
+    def _evaluation_is_due(self) -> bool:
+        train = self.config.train
+        return self.step > 0 and (self.step == train.steps or self.step % train.evaluate_every_steps == 0)
+
+    def _make_up_evaluation(self) -> str | None:
+        """Evaluate if the run stopped before it had done so at this step. Returns why to stop, or None."""
+        due = self._evaluation_is_due() and not self.log.evaluated(self.step)
+        return self._evaluate(None) if distributed.gather_objects(due)[0] else None
+
+    def _evaluate(self, stop: str | None) -> str | None:
+        """Evaluate, unless there is a reason to stop, up to the moment when there is one; returns it."""
+        try:
+            if stop:
+                raise EvaluationStopped(stop)
+            self._evaluate_whole()
+        except EvaluationStopped as reason:
+            self.log.event("evaluation cut short", step=self.step, reason=str(reason))
+            self.log.say(f"evaluation at step {self.step} cut short ({reason}); the next start makes up for it")
+            return str(reason)
+        return None
+
+    def _evaluate_whole(self) -> None:
         start = time.perf_counter()
         train, mixture = self.config.train, self.config.data.mixture
         shares = None if mixture is None else mixture.share_of_run(train.steps)
-        by_source = evaluate(self.engine, self.held_out, train.evaluate_sequences, shares)
+        by_source = evaluate(self.engine, self.held_out, train.evaluate_sequences, shares, self._agree)
         result = sum_of(by_source.values())
         values = {"loss": result.loss, "perplexity": result.perplexity, "masked_accuracy": result.accuracy}
         values["unigram_entropy"] = self.held_out.unigram_entropy_nats
@@ -245,48 +327,24 @@ class Run:
         )
 
     def _save(self) -> None:
-        if self.saved_step == self.step:
+        """Begin to save this step, unless that was done."""
+        if self.saver.has(self.step):
             return
-        norm = engines.gradient_norm(self.engine)
-        if norm is not None and not math.isfinite(norm) and self.config.engine.precision != "fp16":
-            raise NonFiniteError(f"step {self.step}: the gradient norm is {norm}; nothing was saved")
-        start = time.perf_counter()
+        watchdog.enter("save")
+        if not weights_are_finite(self.engine):
+            raise GoBack("weights are not finite, and are not saved")
         state = TrainState(
             step=self.step,
             samples_seen=self.step * self.config.batch.sequences,
             data_fingerprint=self.training_data.fingerprint,
             source_fingerprints=self.training_data.source_fingerprints,
             trajectory=trajectory_of(self.config),
+            guards=self.guards.state,
         )
-        facts = {"zero_stage": self.config.engine.zero_stage, "precision": self.config.engine.precision}
-        path = checkpoint.save(self.engine, self.config.run_dir, state, facts, self.config.train.keep_checkpoints)
-        self.saved_step = self.step
-        seconds = time.perf_counter() - start
-        self.interrupt.note_save_seconds(seconds)
-        self.log.event("saved", step=self.step, seconds=round(seconds, 3), path=path.name)
-        self.log.say(f"saved {path} in {seconds:.1f} s")
+        self.saver.begin(self.engine, state)
 
     def _stop(self, reason: str) -> int:
         self.interrupt.consume()
         self.log.event("stopped", step=self.step, reason=reason)
         self.log.say(f"stopped at step {self.step} ({reason}); the same command goes on from there")
         return EXIT_REQUEUE
-
-
-def _epochs(by_source: dict[str, float]) -> str:
-    return ", ".join(f"{name} {epochs:.2f}".strip() for name, epochs in by_source.items())
-
-
-def _choose_checkpoint(config: Config) -> tuple[Path | None, list[str]]:
-    """Where to start from, and what to tell about it. On one rank; the others are told."""
-    if config.resume == "never":
-        return None, ["starting fresh (resume: never)"]
-    if config.resume != "auto":
-        path = Path(config.resume)
-        checkpoint.verify(path)
-        return path, [f"resuming from {path}, as resume says"]
-    notes: list[str] = []
-    newest = checkpoint.newest_complete(config.run_dir, notes.append)
-    if newest is None:
-        return None, [*notes, f"starting fresh: no complete checkpoint in {config.run_dir / 'checkpoints'}"]
-    return newest, [*notes, f"resuming from {newest}, the newest complete checkpoint; all digests agree"]

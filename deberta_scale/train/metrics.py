@@ -1,10 +1,11 @@
 """What a run says of itself: sums kept on the device, then log.jsonl, TensorBoard and one line for people."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ class Totals:
         """Add what the model returned for one micro-batch."""
         self._sums += torch.stack([loss_sum.detach().double(), predicted.double(), correct.double()])
 
+    @property
+    def loss_sum(self) -> torch.Tensor:
+        """Of this rank so far, on the device."""
+        return self._sums[0]
+
+    def include(self, other: "Totals") -> None:
+        """Add what another one was told by `add`."""
+        self._sums += other._sums
+
     def add_read(self, useful_tokens: int, read_tokens: int, digest: int) -> None:
         """Add what the loader read for one step."""
         self._useful_tokens += useful_tokens
@@ -104,35 +114,69 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class RunLog:
-    """Writes the run's records: log.jsonl, events.jsonl, TensorBoard, standard output. Silent on other ranks than 0."""
+    """Writes the run's records: log.jsonl, events.jsonl, TensorBoard, standard output. Silent on other ranks than 0.
+
+    A record that cannot be written, on a full disk for instance, is printed with the cause; the run goes on.
+    """
 
     def __init__(self, run_dir: Path, enabled: bool, first_step: int) -> None:
         """`first_step`: steps done already. What an interrupted run logged beyond them is about to happen again, and
         is dropped, so that the log holds each step once."""
         self._enabled = enabled
+        self._evaluated: set[int] = set()
+        self._last_loss: float | None = None
         if enabled:
-            path = run_dir / "log.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            write_durably(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step))
-            self._log = path.open("a", buffering=1)
+            self._run_dir = run_dir
+            kept = self._open_after(first_step)
+            self._evaluated = {int(_step_of(line)) for line in kept if json.loads(line)["kind"] == "evaluation"}
+            losses = [record["loss"] for record in map(json.loads, kept) if record["kind"] == "train"]
+            self._last_loss = losses[-1] if losses else None
             self._events = (run_dir / "events.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
+
+    def _open_after(self, step: int) -> list[str]:
+        """Drop what the log holds beyond `step`; returns the lines that stay."""
+        path = self._run_dir / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_durably(path, "".join(f"{line}\n" for line in kept))
+        self._log = path.open("a", buffering=1)
+        self._board = SummaryWriter(self._run_dir / "tensorboard", purge_step=step + 1)
+        return kept
+
+    def rewind(self, step: int) -> None:
+        """Go on from after `step`: what was logged beyond it is about to happen again, and is dropped."""
+        if self._enabled:
+            self._log.close()
+            self._board.close()
+            self._open_after(step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log holds an evaluation of `step` from before this start."""
+        return step in self._evaluated
+
+    def take_last_loss(self) -> float | None:
+        """Of the newest training record from before this start; None when there is none, and from the second call."""
+        loss, self._last_loss = self._last_loss, None
+        return loss
 
     def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One record of kind `train` or `evaluation`: a line of log.jsonl and TensorBoard's scalars."""
+        """One record of kind `train`, `evaluation` or `save`: a line of log.jsonl and TensorBoard's scalars."""
         if not self._enabled:
             return
-        self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        line = json.dumps({"kind": kind, "step": step, **values})
+        with self._going_on(line):
+            self._log.write(line + "\n")
+        with self._going_on(f"TensorBoard's {kind} of step {step}"):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def event(self, what: str, **details: Any) -> None:
         """Something that happened once: start, resume, save, stop. A line of events.jsonl."""
         if self._enabled:
-            self._events.write(
-                json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": what, **details}) + "\n"
-            )
+            line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": what, **details})
+            with self._going_on(line):
+                self._events.write(line + "\n")
 
     def say(self, message: str) -> None:
         """A line for people."""
@@ -141,9 +185,16 @@ class RunLog:
 
     def close(self) -> None:
         if self._enabled:
-            self._log.close()
-            self._events.close()
-            self._board.close()
+            for file in (self._log, self._events, self._board):
+                with self._going_on("the last records"):
+                    file.close()
+
+    @contextlib.contextmanager
+    def _going_on(self, record: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.say(f"not written to the log ({error}): {record}")
 
 
 def _step_of(line: str) -> float:

@@ -17,8 +17,9 @@ from deberta_scale.train.distributed import Launch
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")
 
 
-def prepare(config: Config, launch: Launch) -> None:
-    """Make or reopen the run directory: resolved config, environment, tokenizer; no half-written checkpoint stays.
+def prepare(config: Config, launch: Launch) -> list[str]:
+    """Make or reopen the run directory: resolved config, environment, tokenizer, what the preparation of the data left
+    out; no half-written checkpoint stays. Returns what to tell: the half-written ones that could not be removed.
 
     Raises ConfigError when `resume: never` meets a directory that holds a run, or when it cannot be written.
     """
@@ -27,14 +28,17 @@ def prepare(config: Config, launch: Launch) -> None:
         raise ConfigError(
             f"run_dir {run_dir} holds checkpoints and resume is 'never'; use another run_dir or resume: auto"
         )
+    notes: list[str] = []
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        sweep_unfinished(run_dir)
+        sweep_unfinished(run_dir, notes.append)
         _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
         write_durably(run_dir / "config.yaml", config.to_yaml())
         write_durably(run_dir / "environment.json", json.dumps(_environment(launch), indent=2) + "\n")
+        write_durably(run_dir / "data.json", json.dumps(_preparations(config), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"run_dir {run_dir} cannot be used: {error}") from error
+    return notes
 
 
 def _copy_tokenizer(source: Path, destination: Path) -> None:
@@ -44,6 +48,20 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     partial.rename(destination)
+
+
+def _preparations(config: Config) -> dict[str, object]:
+    """By source of a mixture (the only one has no name), what `preparation.json` beside the shards tells but its plan;
+    of shards without such a file, which training does not need, nothing."""
+    names = [""] if config.data.mixture is None else list(config.data.mixture.sources)
+    found: dict[str, object] = {}
+    for name, directory in zip(names, config.data.directories.values(), strict=True):
+        try:
+            facts = json.loads((directory / "preparation.json").read_text(encoding="utf-8"))
+            found[name] = {key: value for key, value in facts.items() if key != "plan"}
+        except (OSError, ValueError, AttributeError):
+            continue
+    return found
 
 
 def _environment(launch: Launch) -> dict[str, object]:

@@ -36,12 +36,13 @@ def test_wrong_settings_end_all_ranks_with_one_message(
     assert not list(run_dir.glob("checkpoints/*"))
 
 
-def test_loss_that_is_not_finite_stops_all_ranks_before_the_update(config_path: Path, tmp_path: Path) -> None:
+def test_a_loss_that_stays_not_finite_stops_all_ranks(config_path: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = [f"run_dir={run_dir}", "train.steps=30", "optimizer.learning_rate=1e30", "optimizer.max_grad_norm=1e30"]
     codes, outputs = start(2, PRETRAIN, config_path, *options).wait()
     assert codes == [1, 1], outputs[0][-3000:]
     last = read_log(run_dir)[-1]["step"] if (run_dir / "log.jsonl").read_text() else 0
-    assert f"error: step {last + 1}: the loss is not finite" in outputs[0], outputs[0][-3000:]
+    assert f"step {last + 1} skipped: the loss is not finite on rank 0, 1" in outputs[0], outputs[0][-3000:]
+    assert f"error: step {last + 9}: 9 of the last 100 steps were skipped, and there is no checkpoint" in outputs[0]
     assert "Traceback" not in "".join(outputs)
     assert not list(run_dir.glob("checkpoints/*"))

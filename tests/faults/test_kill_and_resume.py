@@ -79,7 +79,7 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(config_path: Path, tmp_p
     codes, _ = pretrain(config_path, run_dir, "train.steps=8", "schedule.warmup_steps=0").wait()
     assert codes == [0, 0]
     expected = read_log(run_dir)
-    victim = next((run_dir / "checkpoints" / "step-00000008" / "engine").rglob("*optim_states.pt"))
+    victim = run_dir / "checkpoints" / "step-00000008" / "engine" / "rank-00001.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1])
     codes, outputs = pretrain(config_path, run_dir, "train.steps=8", "schedule.warmup_steps=0").wait()
     assert codes == [0, 0], outputs[0][-3000:]
@@ -99,5 +99,3 @@ def test_what_does_not_continue_is_refused(config_path: Path, tmp_path: Path) ->
         codes, outputs = pretrain(config_path, run_dir, option).wait()
         assert codes == [1, 1] and expected in outputs[0], outputs[0][-3000:]
         assert "Traceback" not in "".join(outputs)
-    codes, outputs = pretrain(config_path, run_dir, "train.steps=6", world_size=1).wait()
-    assert codes == [1] and "was written by 2 rank(s), this run has 1" in outputs[0]

@@ -18,11 +18,13 @@ from deberta_scale.config import Config
 from deberta_scale.config_file import load
 from deberta_scale.data.loader import StepData
 from deberta_scale.train import distributed
-from deberta_scale.train.loop import Run, pretrain_step
+from deberta_scale.train.launch_environment import Launch, read_launch
+from deberta_scale.train.loop import Run
 from deberta_scale.train.metrics import Totals
+from deberta_scale.train.step import pretrain_step
 
 
-def losses(config: Config, launch: distributed.Launch) -> list[float]:
+def losses(config: Config, launch: Launch) -> list[float]:
     """Train to the end; the loss of every step (the config logs each)."""
     Run(config, launch).go()
     lines = (config.run_dir / "log.jsonl").read_text().splitlines() if launch.is_main else []
@@ -51,7 +53,7 @@ class RecordingEngine:
         self._engine.step()
 
 
-def gradient(config: Config, launch: distributed.Launch) -> dict[str, Any]:
+def gradient(config: Config, launch: Launch) -> dict[str, Any]:
     """The whole gradient of the first step, and how many tokens each rank predicts in it."""
     run = Run(config, launch)
     data = run.training_data.step(0, config.batch.sequences)
@@ -61,7 +63,7 @@ def gradient(config: Config, launch: distributed.Launch) -> dict[str, Any]:
     return {"gradient": recording.gradient, "predicted": distributed.gather_objects(counts)}
 
 
-def without_predictions(config: Config, launch: distributed.Launch) -> dict[str, Any]:
+def without_predictions(config: Config, launch: Launch) -> dict[str, Any]:
     """A step in which rank 0 has nothing to predict, then one in which nobody has: losses, and the error."""
     run = Run(config, launch)
     data = run.training_data.step(0, config.batch.sequences)
@@ -91,7 +93,7 @@ def main() -> None:
             groups.append([])
         else:
             groups[-1].append(word)
-    launch = distributed.read_launch(os.environ)
+    launch = read_launch(os.environ)
     results = []
     for number, group in enumerate(groups[1:]):
         run_dir = f"run_dir={Path(result).parent / f'{task}-{launch.world_size}-{number}'}"

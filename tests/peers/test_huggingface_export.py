@@ -21,6 +21,7 @@ from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.train import checkpoint
 from tests.exporting import CONFIGS, export_all, random_model, source_of, without
 from tests.launching import ROOT
+from tests.published import publish_checkpoint
 from tests.rows import small_model_config
 
 transformers = pytest.importorskip("transformers", reason="the peer to compare with; pip install '.[peers]'")
@@ -182,18 +183,12 @@ def test_a_failed_export_leaves_nothing(prepared_shards: Path, tmp_path: Path, m
 
 @pytest.fixture
 def run_dir(prepared_shards: Path, small_config: str, tmp_path: Path) -> Path:
-    """A run that has trained nothing: the files a ZeRO stage 0 checkpoint has, and what lies beside it."""
+    """A run that has trained nothing: a checkpoint, and what lies beside it."""
     run_dir = tmp_path / "run"
-    (run_dir / "checkpoints").mkdir(parents=True)
+    run_dir.mkdir()
     shutil.copytree(prepared_shards / "tokenizer", run_dir / "tokenizer")
     (run_dir / "config.yaml").write_text(small_config)
-    partial = run_dir / "checkpoints" / "partial"
-    (partial / "engine").mkdir(parents=True)
-    model = random_model(load(run_dir / "config.yaml").model)
-    torch.save({"module": model.state_dict()}, partial / "engine" / "mp_rank_00_model_states.pt")
-    facts = {"step": 5, "world_size": 1, "zero_stage": 0, "precision": "fp32"}
-    facts["files"] = checkpoint.describe_files(partial, 0, 1)
-    checkpoint.publish(partial, checkpoint.checkpoint_dir(run_dir, 5), facts)
+    publish_checkpoint(run_dir, random_model(load(run_dir / "config.yaml").model).state_dict(), step=5)
     return run_dir
 
 
@@ -215,7 +210,7 @@ def test_the_command_exports_a_run_and_a_checkpoint(run_dir: Path, tmp_path: Pat
 
 
 def test_the_command_says_what_is_wrong(run_dir: Path, tmp_path: Path) -> None:
-    with (checkpoint.checkpoint_dir(run_dir, 5) / "engine" / "mp_rank_00_model_states.pt").open("ab") as file:
+    with (checkpoint.checkpoint_dir(run_dir, 5) / "engine" / "rank-00000.safetensors").open("ab") as file:
         file.write(b"!")
     failed = convert(run_dir, tmp_path / "out")
     assert failed.returncode == 1

@@ -44,6 +44,12 @@ def test_unknown_key_names_the_file_the_key_and_the_nearest_known_one(minimal: P
     assert "model.hiden_size: unknown key; did you mean 'model.hidden_size'?" in message
 
 
+def test_checkpoints_to_keep_for_good_are_ones_that_are_saved(minimal: Path) -> None:
+    message = message_of(minimal, "train.save_every_steps=20", "train.keep_every_steps=50")
+    assert "keep_every_steps 50 is not a multiple of save_every_steps 20" in message
+    assert load(minimal, ["train.save_every_steps=20", "train.keep_every_steps=60"]).train.keep_every_steps == 60
+
+
 def test_all_problems_are_reported_at_once(minimal: Path) -> None:
     message = message_of(minimal, "train.steps=-1", "optimizer.betas=[0.9]", "engine.zero_stage=4")
     assert "3 problem(s)" in message

@@ -29,7 +29,8 @@ def stated_ranks(path: Path) -> int:
 
 
 def test_the_configs_of_the_readme_are_shipped() -> None:
-    expected = {"base", "large", "quickstart", "tiny", "v3_base", "xlarge_900m", "xxlarge_1_5b"}
+    expected = {"base", "large", "mixture_example", "quickstart", "tiny", "v3_base", "xlarge_900m", "xxlarge_1_5b"}
+    expected.add("xxlarge_1_5b_one_box")
     assert expected <= {path.stem for path in SHIPPED}
 
 
@@ -52,8 +53,12 @@ def test_its_comment_starts_with_command_hardware_time_and_expected_loss(path: P
 @pytest.mark.parametrize("path", SHIPPED, **NAME)
 def test_it_writes_to_a_run_directory_of_its_name_and_reads_shards(path: Path) -> None:
     config = load(path)
-    shards = "runs/quickstart-data/shards" if path.stem == "quickstart" else "shards"
-    assert (config.run_dir, config.data.shards) == (Path("runs") / path.stem, Path(shards))
+    shards = Path("runs/quickstart-data/shards" if path.stem == "quickstart" else "shards")
+    assert config.run_dir == Path("runs") / path.stem
+    if config.data.mixture is None:
+        assert config.data.shards == shards
+    else:
+        assert all(source.shards == shards / name for name, source in config.data.mixture.sources.items())
 
 
 @pytest.mark.parametrize("path", SHIPPED, **NAME)
@@ -61,12 +66,23 @@ def test_a_rank_of_the_stated_hardware_has_the_memory(path: Path) -> None:
     """With room left for fragmentation, which the plan does not know."""
     stated = re.search(r"^# hardware:.*?(\d+) GB", path.read_text(), re.MULTILINE)
     assert stated
-    assert make_plan(load(path), stated_ranks(path)).memory.device_peak < 0.9 * int(stated[1]) * 1e9
+    memory = make_plan(load(path), stated_ranks(path)).memory
+    assert memory.device_peak < 0.9 * int(stated[1]) * 1e9
+
+
+def test_one_box_holds_in_its_memory_what_is_not_on_disk() -> None:
+    memory = make_plan(shipped("xxlarge_1_5b_one_box"), 1).memory
+    assert memory.device_peak + memory.host < 0.5 * 24e9, "on a CPU they are one memory"
 
 
 @pytest.mark.parametrize(
     ("config_name", "size_name"),
-    [("v3_base", "v3-base"), ("xlarge_900m", "v2-xlarge"), ("xxlarge_1_5b", "v2-xxlarge")],
+    [
+        ("v3_base", "v3-base"),
+        ("xlarge_900m", "v2-xlarge"),
+        ("xxlarge_1_5b", "v2-xxlarge"),
+        ("xxlarge_1_5b_one_box", "v2-xxlarge"),
+    ],
 )
 def test_the_named_sizes_are_the_released_ones(config_name: str, size_name: str) -> None:
     assert shipped(config_name).model == SIZES[size_name]

@@ -1,4 +1,4 @@
-"""Parameters read from a checkpoint's files are, bit for bit, those the engine held when it saved."""
+"""Parameters are read from the files of any number of ranks as they were written; what is wrong with one is told."""
 
 import json
 import shutil
@@ -6,74 +6,50 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
 from deberta_scale.convert.consolidate import open_checkpoint, open_run, read_weights
-from deberta_scale.convert.source import Weights
 from deberta_scale.train import checkpoint
-from deberta_scale.train.checkpoint import CheckpointError, newest_complete, verify
-from tests.launching import start
+from deberta_scale.train.checkpoint import newest_complete
+from deberta_scale.train.fragments import CheckpointError
+from tests.published import publish_again, publish_checkpoint
 
-WORKER = Path(__file__).parent / "consolidate_worker.py"
-ONE_RANK = ["0-fp32"] + [f"{stage}-{precision}" for stage in (1, 2, 3) for precision in ("fp32", "bf16", "fp16")]
-TWO_RANKS = ["0-fp32", "1-fp32", "1-bf16", "2-fp16", "3-fp32", "3-bf16"]
-CASES = [(1, name) for name in ONE_RANK] + [(2, name) for name in TWO_RANKS]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """RANKS/STAGE-PRECISION/checkpoints/step-00000002 of real DeepSpeed engines."""
-    directory = tmp_path_factory.mktemp("trained")
-    worlds = [start(ranks, WORKER, directory / str(ranks), *names) for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS))]
-    for world in worlds:
-        codes, outputs = world.wait()
-        assert not any(codes), "\n".join(outputs)
-    return directory
+SHAPES = {"embedding.weight": (13, 5), "inner.weight": (7, 5), "inner.bias": (7,), "scale": (1,)}
+"""No size divides by two, and the last is smaller than the number of ranks."""
 
 
-def weights_of(path: Path) -> Weights:
-    """What `open_checkpoint` reads; the model trained here is none of ours and has no config.yaml."""
-    return read_weights(path, verify(path))
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return {name: torch.randn(shape) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize(("ranks", "name"), CASES)
-def test_values_are_those_of_the_engine(trained: Path, ranks: int, name: str) -> None:
-    run_dir = trained / str(ranks) / name
-    expected = load_file(run_dir / "expected.safetensors")
-
-    weights = weights_of(checkpoint.checkpoint_dir(run_dir, 2))
-    found = dict(weights)
-
-    assert found.keys() == weights.shapes.keys() == expected.keys(), "the tied decoder comes once, as the embedding"
-    for key, tensor in found.items():
-        assert tensor.dtype == torch.float32
-        assert not tensor.requires_grad
-        assert weights.shapes[key] == tensor.shape
-        assert torch.equal(tensor, expected[key]), key
+@pytest.fixture
+def path(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    return publish_checkpoint(tmp_path / "run", weights, ranks=2)
 
 
-def test_master_weights_are_finer_than_the_trained_16_bit_ones(trained: Path) -> None:
-    tensors = dict(weights_of(checkpoint.checkpoint_dir(trained / "1" / "3-bf16", 2)))
-    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values())
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_tensor_is_put_together(tmp_path: Path, weights: dict[str, torch.Tensor], ranks: int) -> None:
+    found = read_weights(publish_checkpoint(tmp_path, weights, ranks=ranks))
+    assert found.shapes == SHAPES
+    for name, tensor in found:
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, weights[name])
+    first, second = found.read("scale"), found.read("scale")
+    first.zero_()
+    assert not torch.equal(first, second), "each call gives memory of its own"
 
 
-def copied(trained: Path, tmp_path: Path, name: str = "3-bf16") -> Path:
-    shutil.copytree(trained / "2" / name, tmp_path / name)
-    return checkpoint.checkpoint_dir(tmp_path / name, 2)
-
-
-def test_a_damaged_file_is_named(trained: Path, tmp_path: Path) -> None:
-    path = copied(trained, tmp_path)
-    damaged = path / "engine" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+def test_a_damaged_file_is_named(path: Path) -> None:
+    damaged = path / "engine" / "rank-00001.safetensors"
     content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[-1] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"rank_1_mp_rank_00_optim_states.pt does not have the digest"):
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors does not have the digest"):
         open_checkpoint(path)
 
 
-def test_an_unfinished_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
-    path = copied(trained, tmp_path)
+def test_an_unfinished_checkpoint_is_refused(path: Path) -> None:
     (path / "COMPLETE").unlink()
     with pytest.raises(CheckpointError, match="no COMPLETE marker"):
         open_checkpoint(path)
@@ -81,49 +57,66 @@ def test_an_unfinished_checkpoint_is_refused(trained: Path, tmp_path: Path) -> N
         open_run(path.parent.parent)
 
 
-def republished(path: Path, **changes: object) -> Path:
+def republished(path: Path) -> Path:
     """The checkpoint again, with a manifest that fits what lies there now."""
     facts = json.loads((path / "manifest.json").read_text())
     for name in ("manifest.json", "COMPLETE"):
         (path / name).unlink()
-    partial = path.rename(path.with_name("partial"))
-    facts |= {"files": checkpoint.describe_files(partial, 0, 1), **changes}
-    checkpoint.publish(partial, path, facts)
-    return path
+    return publish_again(path.rename(path.with_name("partial")), path, facts)
 
 
-def test_a_rank_that_was_never_collected_is_missing(trained: Path, tmp_path: Path) -> None:
-    path = copied(trained, tmp_path)
-    (path / "engine" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"rank_1_mp_rank_00_optim_states.pt is missing"):
-        weights_of(republished(path))
+def test_a_rank_that_was_never_collected_is_missing(path: Path) -> None:
+    (path / "engine" / "rank-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors is missing: was the checkpoint copied"):
+        read_weights(republished(path))
 
 
-def test_a_manifest_of_another_stage_is_one_clear_message(trained: Path, tmp_path: Path) -> None:
-    path = copied(trained, tmp_path, "1-bf16")
-    with pytest.raises(CheckpointError, match=r"zero_pp_rank_0_mp_rank_00_model_states.pt is missing"):
-        weights_of(republished(path, zero_stage=3))
+def test_a_file_cut_short_is_named(path: Path) -> None:
+    cut = path / "engine" / "rank-00001.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors: not a whole safetensors file"):
+        read_weights(republished(path))
 
 
-def test_code_in_a_file_is_not_run(trained: Path, tmp_path: Path) -> None:
-    class Malicious:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (str(tmp_path / "was run"),)
-
-    path = copied(trained, tmp_path, "1-fp32")
-    torch.save({"module": Malicious()}, path / "engine" / "mp_rank_00_model_states.pt")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        weights_of(republished(path))
-    assert not (tmp_path / "was run").exists()
+def test_another_file_of_tensors_is_no_checkpoint(path: Path) -> None:
+    save_file({"weight": torch.ones(3)}, path / "engine" / "rank-00000.safetensors")
+    with pytest.raises(CheckpointError, match=r"rank-00000.safetensors has format None, this version reads 'deberta-"):
+        read_weights(republished(path))
 
 
-def test_the_newest_whole_checkpoint_is_taken(trained: Path, tmp_path: Path) -> None:
-    older = copied(trained, tmp_path, "1-fp32")
-    run_dir = older.parent.parent
-    newer = checkpoint.checkpoint_dir(run_dir, 3)
-    shutil.copytree(older, newer)
-    (newer / "state.json").write_text("{}")
+def test_files_of_two_checkpoints_are_told_apart(path: Path, tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    other = publish_checkpoint(tmp_path / "other", weights, ranks=3)
+    shutil.copy(other / "engine" / "rank-00001.safetensors", path / "engine")
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors is of 3 ranks, the first file of 2"):
+        read_weights(republished(path))
+    shutil.copy(path / "engine" / "rank-00000.safetensors", path / "engine" / "rank-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors: the values of weight/embedding.weight go on"):
+        read_weights(republished(path))
+
+
+def test_the_newest_whole_checkpoint_is_taken(path: Path) -> None:
+    run_dir = path.parent.parent
+    newer = checkpoint.checkpoint_dir(run_dir, 6)
+    shutil.copytree(path, newer)
+    (newer / "engine" / "rank-00000.safetensors").write_bytes(b"")
     passed_over: list[str] = []
-    assert newest_complete(run_dir, passed_over.append) == older
+    assert newest_complete(run_dir, passed_over.append) == path
     assert len(passed_over) == 1
-    assert "step-00000003" in passed_over[0]
+    assert "step-00000006" in passed_over[0]
+
+
+def anonymous_bytes() -> int:
+    """Of this process's memory, what is not a file's pages."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    size = 1 << 20
+    path = publish_checkpoint(tmp_path, {f"layer.{number}": torch.ones(size) for number in range(12)}, ranks=2)
+    weights = read_weights(path)
+    before, highest = anonymous_bytes(), 0
+    for _, tensor in weights:
+        highest = max(highest, anonymous_bytes() - before)
+        assert tensor.sum() == size
+    assert highest < 3 * 4 * size

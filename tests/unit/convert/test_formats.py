@@ -14,7 +14,6 @@ from deberta_scale.config_file import load
 from deberta_scale.convert import native, official
 from deberta_scale.convert.formats import open_source
 from deberta_scale.data.tokenizer import Tokenizer
-from deberta_scale.train import checkpoint
 from tests.exporting import CONFIGS, random_model, source_of, without
 from tests.foreign_models import (
     V1_MODEL,
@@ -26,6 +25,7 @@ from tests.foreign_models import (
     write_official,
 )
 from tests.launching import ROOT
+from tests.published import publish_checkpoint
 
 
 def state_of(name: str) -> State:
@@ -60,16 +60,11 @@ def test_ours_to_native_to_ours(prepared_shards: Path, tmp_path: Path, name: str
 
 def test_a_run_and_its_checkpoint_are_one_model(prepared_shards: Path, small_config: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    partial = run_dir / "checkpoints" / "partial"
-    (partial / "engine").mkdir(parents=True)
+    run_dir.mkdir()
     shutil.copytree(prepared_shards / "tokenizer", run_dir / "tokenizer")
     (run_dir / "config.yaml").write_text(small_config)
     model = random_model(load(run_dir / "config.yaml").model)
-    torch.save({"module": model.state_dict()}, partial / "engine" / "mp_rank_00_model_states.pt")
-    facts = {"step": 5, "world_size": 1, "zero_stage": 0, "precision": "fp32"}
-    facts["files"] = checkpoint.describe_files(partial, 0, 1)
-    published = checkpoint.checkpoint_dir(run_dir, 5)
-    checkpoint.publish(partial, published, facts)
+    published = publish_checkpoint(run_dir, model.state_dict(), step=5, ranks=2)
     for path in (run_dir, published):
         source = open_source(path)
         assert (source.kind, source.path, source.facts["step"]) == ("checkpoint", published, 5)

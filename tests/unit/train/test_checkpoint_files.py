@@ -1,12 +1,17 @@
-"""Only whole checkpoints are ever chosen."""
+"""Only whole checkpoints are ever chosen, and only superseded ones removed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
+from deberta_scale.train import checkpoint
 from deberta_scale.train.checkpoint import (
     CheckpointError,
     checkpoint_dir,
+    choose,
     describe_files,
     newest_complete,
     prune,
@@ -16,42 +21,72 @@ from deberta_scale.train.checkpoint import (
 )
 
 
-def make_checkpoint(run_dir: Path, step: int) -> Path:
+def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
+    """A directory to be published, and its manifest."""
     final = checkpoint_dir(run_dir, step)
     partial = final.with_name(final.name + ".partial")
     (partial / "engine").mkdir(parents=True)
-    (partial / "engine" / "weights.pt").write_bytes(bytes(range(200)) * step)
+    for rank in (0, 1):
+        (partial / "engine" / f"rank-{rank:05d}.safetensors").write_bytes(bytes(range(200)) * step)
     (partial / "state.json").write_text("{}")
-    files = describe_files(partial, 0, 2) | describe_files(partial, 1, 2)
-    publish(partial, final, {"step": step, "world_size": 2, "files": files})
+    return partial, {"step": step, "world_size": 2, "files": describe_files(partial, partial.rglob("*"))}
+
+
+def make_checkpoint(run_dir: Path, step: int) -> Path:
+    final = checkpoint_dir(run_dir, step)
+    partial, manifest = write_aside(run_dir, step)
+    publish(partial, final, manifest)
     return final
+
+
+def config_of(run_dir: Path, small_config: str, resume: str) -> Config:
+    path = run_dir / "config.yaml"
+    path.write_text(small_config)
+    return load(path, [f"run_dir={run_dir}", f"resume={resume}"])
 
 
 def test_a_published_checkpoint_verifies_and_lists_every_file(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 3)
-    assert set(verify(path)["files"]) == {"engine/weights.pt", "state.json"}
+    ranks = {f"engine/rank-0000{rank}.safetensors" for rank in (0, 1)}
+    assert set(verify(path)["files"]) == ranks | {"state.json"}
     assert not path.with_name(path.name + ".partial").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
-def test_damage_is_found_by_file_and_the_one_before_is_chosen(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unreadable", "manifest", "marker"])
+def test_damage_is_found_by_file_and_the_one_before_is_chosen(tmp_path: Path, small_config: str, damage: str) -> None:
+    """R19: `auto` falls back and says so, an explicit path is an error."""
     older, newer = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
-    weights = newer / "engine" / "weights.pt"
-    name = "weights.pt"
+    name = {"manifest": "manifest.json", "marker": "manifest.json"}.get(damage, "rank-00001.safetensors")
+    victim = newer / "engine" / "rank-00001.safetensors"
     if damage == "truncate":
-        weights.write_bytes(weights.read_bytes()[:-1])
+        victim.write_bytes(victim.read_bytes()[:-1])
     elif damage == "flip":
-        weights.write_bytes(b"\xff" + weights.read_bytes()[1:])
+        victim.write_bytes(b"\xff" + victim.read_bytes()[1:])
     elif damage == "remove":
-        weights.unlink()
-    else:
-        name = "manifest.json"
+        victim.unlink()
+    elif damage == "unreadable":
+        victim.unlink()
+        victim.mkdir()
+    elif damage == "manifest":
         (newer / name).write_text((newer / name).read_text().replace("2", "3"))
+    else:
+        (newer / "COMPLETE").write_bytes(b"\xff\n")
     with pytest.raises(CheckpointError, match=name):
         verify(newer)
     notes: list[str] = []
     assert newest_complete(tmp_path, notes.append) == older
     assert len(notes) == 1 and newer.name in notes[0] and name in notes[0]
+    chosen, notes = choose(config_of(tmp_path, small_config, "auto"))
+    assert chosen == older and name in notes[0] and older.name in notes[1]
+    with pytest.raises(CheckpointError, match=name):
+        choose(config_of(tmp_path, small_config, str(newer)))
+
+
+def test_an_older_checkpoint_of_the_same_run_is_refused(tmp_path: Path, small_config: str) -> None:
+    older, newer = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=rf"holds newer ones \({newer.name}\), from which the next start would"):
+        choose(config_of(tmp_path, small_config, str(older)))
+    assert choose(config_of(tmp_path, small_config, str(newer)))[0] == newer
 
 
 def test_a_directory_without_marker_is_no_checkpoint(tmp_path: Path) -> None:
@@ -59,15 +94,47 @@ def test_a_directory_without_marker_is_no_checkpoint(tmp_path: Path) -> None:
     (newer / "COMPLETE").unlink()
     (tmp_path / "checkpoints" / "step-00000009.partial").mkdir()
     assert newest_complete(tmp_path) == older
-    assert {p.name for p in sweep_unfinished(tmp_path)} == {newer.name, "step-00000009.partial"}
+    assert {p.name for p in sweep_unfinished(tmp_path, print)} == {newer.name, "step-00000009.partial"}
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [older.name]
 
 
-def test_prune_keeps_the_newest(tmp_path: Path) -> None:
-    paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 10)]
-    assert prune(tmp_path, keep=2) == [paths[0]]
+def test_only_what_all_ranks_wrote_is_published(tmp_path: Path) -> None:
+    partial, manifest = write_aside(tmp_path, 1)
+    (partial / "engine" / "rank-00002.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"rank-00002.safetensors was left there by another save"):
+        publish(partial, checkpoint_dir(tmp_path, 1), manifest)
+    (partial / "engine" / "rank-00002.safetensors").unlink()
+    (partial / "engine" / "rank-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors was written by a rank, but is not there"):
+        publish(partial, checkpoint_dir(tmp_path, 1), manifest)
+    assert newest_complete(tmp_path) is None
+
+
+def test_prune_keeps_the_newest_every_nth_and_the_one_in_use(tmp_path: Path) -> None:
+    """R20."""
+    paths = {step: make_checkpoint(tmp_path, step) for step in (1, 2, 3, 4, 5, 6, 7, 9)}
+    removed = prune(tmp_path, paths[7], keep_last=2, keep_every_steps=4, in_use=paths[1], report=print)
+    assert removed == [paths[5], paths[3], paths[2]]
+    assert all(verify(paths[step]) for step in (1, 4, 6, 7, 9)), "9 is newer than the one just published"
+
+
+def test_prune_survives_a_failed_delete_and_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R20."""
+    paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 3)]
+    remove_tree = shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path == paths[1]:
+            raise OSError(16, "Device or resource busy", str(path))
+        remove_tree(path)
+
+    notes: list[str] = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+    assert prune(tmp_path, paths[2], 1, None, None, notes.append) == [paths[0]]
+    assert len(notes) == 1 and str(paths[1]) in notes[0] and "busy" in notes[0]
     assert newest_complete(tmp_path) == paths[2]
-    assert paths[1].exists() and not paths[0].exists()
+    monkeypatch.undo()
+    assert prune(tmp_path, paths[2], 1, None, None, notes.append) == [paths[1]]
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:

@@ -1,35 +1,62 @@
-"""The environment of a process tells its place in the run, or the start is refused."""
+"""Whoever started the ranks, the process group finds its variables."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from deberta_scale.train.distributed import Launch, LaunchError, read_launch
+from deberta_scale.train.distributed import announce
+from deberta_scale.train.launch_environment import Launch
+from tests.launching import ROOT
 
-LAUNCHER = {
-    "RANK": "3",
-    "WORLD_SIZE": "4",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "h",
-    "MASTER_PORT": "1",
-    "LOCAL_SIZE": "2",
-}
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def test_launcher_environment_is_read() -> None:
-    assert read_launch(LAUNCHER) == Launch(3, 4, 1, 2, "launcher")
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
 
 
-def test_no_launcher_is_one_process() -> None:
-    assert read_launch({"SLURM_NTASKS": "1"}) == Launch(0, 1, 0, 1, "single process")
+@pytest.mark.usefixtures("environment")
+def test_what_srun_told_is_announced() -> None:
+    announce(Launch(5, 8, 1, 4, "srun", "n1", 12345))
+    assert [os.environ[name] for name in NAMES] == ["5", "8", "1", "4", "n1", "12345"]
 
 
-@pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_many_processes_that_do_not_know_each_other_are_refused(name: str) -> None:
-    with pytest.raises(LaunchError, match=rf"{name} is 8 but RANK is not set"):
-        read_launch({name: "8"})
+@pytest.mark.usefixtures("environment")
+def test_one_process_gets_a_free_port_of_its_own() -> None:
+    announce(Launch(0, 1, 0, 1, "single process", "127.0.0.1"))
+    with socket.socket() as listener:
+        listener.bind((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
 
 
-def test_incomplete_launcher_environment_is_refused_by_name() -> None:
-    with pytest.raises(LaunchError, match="MASTER_PORT"):
-        read_launch({k: v for k, v in LAUNCHER.items() if k != "MASTER_PORT"})
-    with pytest.raises(LaunchError, match=r"RANK 4 is outside 0..3"):
-        read_launch(LAUNCHER | {"RANK": "4"})
+PRINT_AGREED = """
+import json, os
+from deberta_scale.train.distributed import announce
+from deberta_scale.train.launch_environment import read_launch
+announce(read_launch(os.environ))
+print(json.dumps([os.environ[name] for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]))
+"""
+
+
+def test_ranks_of_mpirun_agree_on_a_port(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("mpirun")
+    if not program.exists():
+        pytest.skip("no mpirun beside this Python; install the package mpich")
+    script = tmp_path / "agree.py"
+    script.write_text(PRINT_AGREED)
+    output = subprocess.run(
+        [program, "-n", "3", sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    ranks, addresses, ports = zip(*map(json.loads, output.splitlines()), strict=True)
+    assert sorted(ranks) == ["0", "1", "2"]
+    assert set(addresses) == {"127.0.0.1"} and len(set(ports)) == 1

@@ -9,8 +9,9 @@ import torch
 
 from deberta_scale.config import ConfigError, ModelConfig
 from deberta_scale.convert.source import Source, Weights
+from deberta_scale.model.initial import InitialWeights
 from deberta_scale.model.pretraining import PretrainingModel
-from deberta_scale.train.initial_weights import take_weights
+from deberta_scale.train.initial_weights import InitialModel, taken_weights
 from tests.rows import small_model_config
 
 HEAD = "lm_predictions.lm_head.dense.weight"
@@ -30,6 +31,17 @@ def source(tokenizer: Path | None, without: tuple[str, ...] = (), **changes: Any
 def fresh(**changes: Any) -> PretrainingModel:
     torch.manual_seed(8)
     return PretrainingModel(small_model_config(**changes))
+
+
+def take_weights(model: PretrainingModel, initial: InitialModel, tokenizer: Path) -> list[str]:
+    """Begin with `initial`, in pieces as two ranks would ask for them; returns the notes."""
+    drawn = InitialWeights(model, model.config.initializer_range, seed=8)
+    weights, notes = taken_weights(model, drawn, initial, tokenizer)
+    for name, tensor in model.state_dict().items():
+        half = tensor.numel() // 2 + 1
+        pieces = [weights(name, 0, half), weights(name, half, tensor.numel() - half)]
+        tensor.view(-1).copy_(torch.cat(pieces))
+    return notes
 
 
 @pytest.fixture

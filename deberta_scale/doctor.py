@@ -1,0 +1,215 @@
+"""Whether this machine can train: one finding for each thing that training relies on. Imports torch only to look at it.
+
+Every finding is `ok`, a `warning` (training works, or works in part) or a `problem` (something will not work), and says
+what to do.
+"""
+
+import ctypes
+import fcntl
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from packaging.requirements import Requirement
+
+OPEN_FILES = 4096
+SHARED_MEMORY_BYTES = 2**30
+CHILD_SECONDS = 60.0
+_CLOCK_ERROR = 5
+"""What adjtimex(2) returns when the clock is not synchronised."""
+_TIMEX_BYTES = 512
+"""More than the structure that adjtimex fills."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    text: str
+
+
+def examine(directory: Path) -> list[Finding]:
+    """Everything about this machine; `directory` is where runs are written. Changes nothing but a file that it removes
+    again."""
+    checks: list[Callable[[], Finding]] = [
+        packages,
+        devices,
+        compilers,
+        extension_cache,
+        lambda: disk(directory),
+        clock,
+        limits,
+        shared_memory,
+        mpi,
+    ]
+    return [check() for check in checks]
+
+
+def packages() -> Finding:
+    """Installed versions against those that the project requires."""
+    wrong, required = [], [Requirement(line) for line in requires("deberta-scale") or []]
+    needed = [requirement for requirement in required if requirement.marker is None]
+    for requirement in needed:
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
+    if wrong:
+        return Finding("problem", "packages", f"{'; '.join(wrong)}; run `pip install -c constraints.txt -e .`")
+    return Finding("ok", "packages", ", ".join(f"{name} {text}" for name, text in versions().items()))
+
+
+def versions() -> dict[str, str]:
+    """Of what must be the same on all hosts."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {name: version(name) for name in ("deberta-scale", "torch", "deepspeed", "numpy")}
+
+
+def devices() -> Finding:
+    """GPUs that torch sees; a driver that it does not use is a problem."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        return Finding("ok", "devices", f"{len(names)} GPU(s): {', '.join(dict.fromkeys(names))}; NCCL {nccl}")
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    if shutil.which("nvidia-smi") and Path("/dev/nvidiactl").exists():
+        return Finding(
+            "problem",
+            "devices",
+            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU: install a torch built for CUDA"
+            f" {'newer than the driver allows, or update the driver' if torch.version.cuda else ''}".rstrip(),
+        )
+    return Finding("ok", "devices", f"no GPU; {cores}, torch {torch.__version__}. Training runs on the CPU, with gloo")
+
+
+def compilers() -> Finding:
+    """For the optimizers that are compiled at the first start: on GPUs, and with offload."""
+    wanted = {"a C++ compiler (Debian: g++)": os.environ.get("CXX", "c++"), "ninja": "ninja"}
+    found = {name: shutil.which(command) for name, command in wanted.items()}
+    beside_python = Path(sys.executable).with_name("ninja")
+    found["ninja"] = found["ninja"] or (str(beside_python) if beside_python.exists() else None)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
+        found["nvcc (the CUDA toolkit; set CUDA_HOME)"] = shutil.which("nvcc") or (str(home) if home.exists() else None)
+    missing = [name for name, path in found.items() if path is None]
+    if not missing:
+        return Finding("ok", "compilers", ", ".join(path for path in found.values() if path))
+    needed = "the optimizer is compiled at the first start" if on_gpu else "needed for engine.offload_optimizer only"
+    return Finding("problem" if on_gpu else "warning", "compilers", f"missing: {', '.join(missing)}; {needed}")
+
+
+def extension_cache() -> Finding:
+    """Where compiled optimizers are kept; a lock that a killed build left is cleared by the next start."""
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / "deberta_scale.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Finding("ok", "extension cache", f"{cache}: another process is building in it now")
+            stale = sorted(path.parent.name for path in cache.rglob("lock"))
+    except OSError as error:
+        return Finding(
+            "problem", "extension cache", f"{cache}: {error.strerror}; set TORCH_EXTENSIONS_DIR to a writable directory"
+        )
+    if stale:
+        text = f"{cache}: builds were killed ({', '.join(stale)}); the next start clears and repeats them"
+        return Finding("warning", "extension cache", text)
+    return Finding("ok", "extension cache", str(cache))
+
+
+def disk(directory: Path) -> Finding:
+    """Write, force to disk, rename, list: what a checkpoint needs."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=directory) as name:
+            here = Path(name)
+            with (here / "a.tmp").open("wb") as file:
+                file.write(b"x" * 2**20)
+                file.flush()
+                os.fsync(file.fileno())
+            (here / "a.tmp").rename(here / "a")
+            descriptor = os.open(here, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            listed = [path.name for path in here.iterdir()]
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        text = f"{directory}: {error.strerror} ({error.filename or 'fsync'}); give a directory that can be written"
+        return Finding("problem", "directory", text)
+    if listed != ["a"]:
+        return Finding("problem", "directory", f"{directory}: a renamed file is listed as {listed}; use another disk")
+    return Finding("ok", "directory", f"{directory.resolve()}: written, synced, renamed; {free / 1e9:.1f} GB free")
+
+
+def clock() -> Finding:
+    """Whether the kernel says that the clock is synchronised; stops before a time limit rely on it."""
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    except (AttributeError, OSError):
+        state = -1
+    if state == _CLOCK_ERROR:
+        text = "not synchronised, says the kernel (in a container it may not know): SLURM's end of time may be missed"
+        return Finding("warning", "clock", f"{text}; start chrony or ntpd")
+    known = "synchronised" if state >= 0 else "the kernel does not tell whether it is synchronised"
+    return Finding("ok", "clock", known)
+
+
+def limits() -> Finding:
+    """Open files, and memory that may be locked where there is InfiniBand."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    text = f"open files {_limit(files)}, locked memory {_limit(locked)}"
+    if files != resource.RLIM_INFINITY and files < OPEN_FILES:
+        return Finding("warning", "limits", f"{text}; raise the first with `ulimit -n {OPEN_FILES}` for many shards")
+    if Path("/sys/class/infiniband").exists() and locked != resource.RLIM_INFINITY:
+        return Finding("warning", "limits", f"{text}; InfiniBand needs `ulimit -l unlimited`")
+    return Finding("ok", "limits", text)
+
+
+def shared_memory() -> Finding:
+    """NCCL's way between the GPUs of a machine."""
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError as error:
+        return Finding("warning", "/dev/shm", f"{error.strerror}; NCCL needs it between the GPUs of a machine")
+    text = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f}"
+    if torch.cuda.device_count() > 1 and usage.free < SHARED_MEMORY_BYTES:
+        return Finding("warning", "/dev/shm", f"{text}; NCCL may fail: start the container with --shm-size=8g")
+    return Finding("ok", "/dev/shm", text)
+
+
+def mpi() -> Finding:
+    """The MPI that mpi4py loads, asked in a process of its own: one that does not fit may abort it."""
+    program = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(
+            "warning", "MPI", f"loading it takes more than {CHILD_SECONDS:.0f} seconds; mpirun will not work"
+        )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        return Finding("warning", "MPI", f"cannot be loaded ({last}); only needed under mpirun: install mpich")
+    launcher = shutil.which("mpirun") or "no mpirun in PATH"
+    library = " ".join(done.stdout.splitlines()[0].split())
+    return Finding("ok", "MPI", f"{library}; {launcher}")
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else f"{value:,}"

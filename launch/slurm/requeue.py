@@ -1,0 +1,179 @@
+"""What pretrain.sbatch asks before and after training. Not for people: see launch/slurm/submit.py.
+
+    requeue.py start CONFIG [key=value ...]   may this job start? prints the run directory
+    requeue.py preflight RUN_DIR              do all nodes answer and show their GPUs?
+    requeue.py again RUN_DIR                  put the job back into the queue, if that leads anywhere
+
+RUN_DIR/slurm.json remembers, between the starts of one job, the step of the newest checkpoint and how often each node
+failed. A job that starts again and again without a new checkpoint is ended after MAX_RESTARTS_WITHOUT_PROGRESS; a node
+that failed MAX_NODE_FAILURES preflights in turn is excluded. Exit codes: 0 yes, 1 no, said why.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from deberta_scale.config import ConfigError
+from deberta_scale.config_file import load
+from deberta_scale.durable import write_durably
+from deberta_scale.train.launch_environment import LaunchError, hosts_of
+
+MAX_RESTARTS_WITHOUT_PROGRESS = 3
+MAX_NODE_FAILURES = 2
+PREFLIGHT_SECONDS = 120.0
+
+
+@dataclass
+class Record:
+    """What one job knows of its earlier starts."""
+
+    job: str
+    step: int = 0
+    """Of the newest complete checkpoint at the last start that had a newer one than the start before."""
+    restarts_without_progress: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Preflights in turn that a node failed."""
+
+    @classmethod
+    def read(cls, run_dir: Path, job: str) -> "Record":
+        """The record of this job, or an empty one: what another job left is not ours."""
+        try:
+            record = cls(**json.loads((run_dir / "slurm.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return cls(job)
+        return record if record.job == job else cls(job)
+
+    def write(self, run_dir: Path) -> None:
+        write_durably(run_dir / "slurm.json", json.dumps(asdict(self), indent=1) + "\n")
+
+    @property
+    def excluded(self) -> list[str]:
+        return sorted(node for node, failures in self.failures.items() if failures >= MAX_NODE_FAILURES)
+
+
+def step_kept(run_dir: Path) -> int:
+    """The step that the next start goes on from: that of the newest complete checkpoint, 0 without one."""
+    complete = (run_dir / "checkpoints").glob("step-????????/COMPLETE")
+    return max((int(marker.parent.name.removeprefix("step-")) for marker in complete), default=0)
+
+
+def start(run_dir: Path, environment: Mapping[str, str]) -> str | None:
+    """Note a start of the job. Returns why it may not start, or None."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record = Record.read(run_dir, environment["SLURM_JOB_ID"])
+    step = step_kept(run_dir)
+    is_restart = int(environment.get("SLURM_RESTART_COUNT", "0")) > 0
+    record.restarts_without_progress = record.restarts_without_progress + 1 if is_restart and step <= record.step else 0
+    record.step = step
+    record.write(run_dir)
+    if record.restarts_without_progress > MAX_RESTARTS_WITHOUT_PROGRESS:
+        return _no_progress(record)
+    return None
+
+
+def _no_progress(record: Record) -> str:
+    return (
+        f"{record.restarts_without_progress} restarts came no further than step {record.step}: the job ends. Read"
+        " events.jsonl and the job's output, and submit again"
+    )
+
+
+def failing_nodes(nodes: Sequence[str], output: str, num_devices: int) -> dict[str, str]:
+    """What is wrong with each node that fails; `output` has a line `node number-of-devices` for each that answered."""
+    answers = dict(line.split() for line in output.splitlines() if len(line.split()) == 2)
+    problems = {}
+    for node in nodes:
+        if node not in answers:
+            problems[node] = f"did not answer within {PREFLIGHT_SECONDS:.0f} seconds"
+        elif int(answers[node]) < num_devices:
+            problems[node] = f"shows {answers[node]} GPU(s), not {num_devices}"
+    return problems
+
+
+def preflight(run_dir: Path, environment: Mapping[str, str]) -> bool:
+    """Ask all nodes of the job, name those that fail, and remember them. True when none does."""
+    nodes = hosts_of(environment["SLURM_JOB_NODELIST"])
+    num_devices = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    count = "$($LIST_DEVICES 2> /dev/null | wc -l)" if num_devices else "0"
+    tasks = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    command = ["srun", "--mpi=none", *tasks, "bash", "-c", f'echo "$SLURMD_NODENAME" {count}']
+    problems = failing_nodes(nodes, _output(command, PREFLIGHT_SECONDS), num_devices)
+    record = Record.read(run_dir, environment["SLURM_JOB_ID"])
+    record.failures = {
+        node: record.failures.get(node, 0) + 1 if node in problems else record.failures[node]
+        for node in problems.keys() | (record.failures.keys() - set(nodes))
+    }
+    record.write(run_dir)
+    for node, problem in problems.items():
+        failures = record.failures[node]
+        outcome = "excluded from this job" if failures >= MAX_NODE_FAILURES else "it gets another chance"
+        _say(f"node {node} {problem} (preflight failed {failures} time(s) in turn: {outcome})")
+    return not problems
+
+
+def again(run_dir: Path, environment: Mapping[str, str]) -> bool:
+    """Requeue the job, without the nodes that keep failing. False when it made no progress for too long, or when SLURM
+    is ending or requeueing it already."""
+    job = environment["SLURM_JOB_ID"]
+    record = Record.read(run_dir, job)
+    if step_kept(run_dir) <= record.step and record.restarts_without_progress >= MAX_RESTARTS_WITHOUT_PROGRESS:
+        _say(_no_progress(record))
+        return False
+    state = _output(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
+    if state != "RUNNING":  # scontrol would bring a cancelled job back to life
+        _say(f"not requeued: the job is {state.lower() or 'gone'}, and SLURM decides what becomes of it")
+        return False
+    excluded = _output(["squeue", "--noheader", f"--jobs={job}", "--format=%x"]).strip()
+    if subprocess.run(["scontrol", "requeue", job], check=False).returncode:
+        _say("the job could not be requeued; submit it again to go on")
+        return False
+    _say(f"requeued at step {step_kept(run_dir)}")
+    if record.excluded:
+        given = [excluded] if excluded not in ("", "(null)") else []
+        nodes = ",".join([*given, *record.excluded])
+        if subprocess.run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"], check=False).returncode:
+            _say(f"the site does not let the job exclude {nodes}; submit it again with --exclude={nodes}")
+    return True
+
+
+def _output(command: Sequence[str], seconds: float | None = None) -> str:
+    """Standard output of a command; of one that takes longer what it wrote until then."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False).stdout
+    except subprocess.TimeoutExpired as error:
+        return error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+
+
+def _say(message: str) -> None:
+    print(f"pretrain.sbatch: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=("start", "preflight", "again"))
+    parser.add_argument("where", help="CONFIG for start, else RUN_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    try:
+        if arguments.question == "preflight":
+            return 0 if preflight(Path(arguments.where), os.environ) else 1
+        if arguments.question == "again":
+            return 0 if again(Path(arguments.where), os.environ) else 1
+        run_dir = load(arguments.where, arguments.overrides).run_dir
+        refusal = start(run_dir, os.environ)
+    except (ConfigError, LaunchError, OSError) as error:
+        refusal = str(error)
+    if refusal is not None:
+        _say(refusal)
+        return 1
+    print(run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""The doctor names why a run stopped, from its directory alone, and what a machine or a group of ranks lacks."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deberta_scale import doctor
+from deberta_scale.doctor_ranks import compare_versions
+from deberta_scale.doctor_run import Diagnosis, diagnose
+from tests.launching import ROOT, start
+
+DOCTOR = ROOT / "launch" / "doctor.py"
+
+
+class RunDirectory:
+    """One as training writes it, whose records are `silent` seconds old when it is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "checkpoints").mkdir(parents=True)
+        (path / "config.yaml").write_text("run_dir: here\n")
+
+    def events(self, *events: tuple[str, dict[str, Any]]) -> None:
+        lines = [json.dumps({"time": "2026-01-01T00:00:00+0000", "event": name, **rest}) for name, rest in events]
+        (self.path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    def trained(self, *steps: int, seconds_per_step: float = 1.0) -> None:
+        records = [{"kind": "train", "step": step, "seconds_per_step": seconds_per_step} for step in steps]
+        (self.path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def checkpoint(self, step: int, num_bytes: int = 10, claimed_bytes: int | None = None) -> Path:
+        path = self.path / "checkpoints" / f"step-{step:08d}"
+        path.mkdir()
+        (path / "weights").write_bytes(b"x" * num_bytes)
+        claimed = num_bytes if claimed_bytes is None else claimed_bytes
+        (path / "manifest.json").write_text(json.dumps({"files": {"weights": {"bytes": claimed}}}))
+        (path / "COMPLETE").write_text("")
+        return path
+
+    def seen_after(self, silence_seconds: float) -> Diagnosis:
+        newest = max(path.stat().st_mtime for path in self.path.iterdir())
+        return diagnose(self.path, newest + silence_seconds)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+START = ("start", {"step": 0, "steps": 100})
+HOURS = 7200.0
+
+
+def test_a_finished_run_is_well(run: RunDirectory) -> None:
+    run.events(START, ("saved", {"step": 100}), ("finished", {"step": 100}))
+    run.trained(50, 100)
+    run.checkpoint(100)
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == ("finished", True)
+    assert "finished at step 100" in found.why and "step-00000100" in found.why and "launch/convert.py" in found.next
+
+
+def test_a_requested_stop_says_the_reason(run: RunDirectory) -> None:
+    run.events(START, ("stopped", {"step": 60, "reason": "time limit near"}))
+    run.trained(50, 60)
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == ("stopped", True)
+    assert "step 60: time limit near" in found.why and "same command again" in found.next
+
+
+def test_fresh_records_mean_that_it_goes_on(run: RunDirectory) -> None:
+    run.events(START)
+    run.trained(10, 20, seconds_per_step=60.0)
+    assert run.seen_after(30.0).cause == "running"
+    assert run.seen_after(20 * 10 * 60.0 - 1.0).cause == "running"
+    assert run.seen_after(20 * 10 * 60.0 + 1.0).cause == "killed"
+
+
+@pytest.mark.parametrize(
+    ("cause", "events", "steps", "advice"),
+    [
+        ("killed", [START], [10, 20], "scheduler's record"),
+        ("killed at the start", [START], [], "--rehearse"),
+        ("killed at the start", [START, ("resume", {"step": 20})], [10, 20], "--rehearse"),
+        (
+            "killed in a save",
+            [START, ("saved", {"step": 10}), ("save began", {"step": 20})],
+            [10, 20],
+            "copy of the state",
+        ),
+        ("killed", [START, ("save began", {"step": 10}), ("saved", {"step": 10})], [10, 20], "same command again"),
+        ("save failed", [START, ("save failed", {"step": 10, "error": "Permission denied"})], [10], "doctor.py"),
+        ("disk full", [START, ("save failed", {"step": 10, "error": "No space left on device"})], [10], "Make room"),
+        ("diverged", [START, ("went back", {"to_step": 10, "reason": "loss nan"})], [10, 20], "learning_rate"),
+        ("hang", [START, ("hang", {"step": 21, "phase": "data", "seconds": 600})], [10, 20], "machine of that rank"),
+    ],
+)
+def test_causes_of_an_end_without_a_word(
+    run: RunDirectory, cause: str, events: list[tuple[str, dict[str, Any]]], steps: list[int], advice: str
+) -> None:
+    run.events(*events)
+    run.trained(*steps)
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == (cause, False)
+    assert advice in found.next
+
+
+def test_a_line_that_a_crash_cut_is_left_out(run: RunDirectory) -> None:
+    run.events(START, ("stopped", {"step": 20, "reason": "signal SIGTERM"}))
+    run.trained(10, 20)
+    for name in ("log.jsonl", "events.jsonl"):
+        with (run.path / name).open("a") as file:
+            file.write('{"kind": "train", "st')
+    assert run.seen_after(HOURS).cause == "stopped"
+
+
+def stop_file(run: RunDirectory) -> None:
+    (run.path / "STOP").write_text("")
+
+
+def damaged_checkpoint(run: RunDirectory) -> None:
+    run.checkpoint(20, num_bytes=9, claimed_bytes=10)
+
+
+def restarts(run: RunDirectory) -> None:
+    (run.path / "slurm.json").write_text(json.dumps({"job": "17", "step": 10, "restarts_without_progress": 3}))
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "why", "then"),
+    [
+        (stop_file, "STOP file", "Remove it"),
+        (damaged_checkpoint, "step-00000020: weights is missing or has another size", "newest complete one"),
+        (restarts, "Job 17 was requeued 3 times", "submit anew"),
+    ],
+)
+def test_obstacles_of_the_next_start(
+    run: RunDirectory, obstacle: Callable[[RunDirectory], None], why: str, then: str
+) -> None:
+    run.events(START, ("stopped", {"step": 20, "reason": "signal SIGTERM"}))
+    run.trained(10, 20)
+    run.checkpoint(10)
+    assert run.seen_after(HOURS).is_well
+    obstacle(run)
+    found = run.seen_after(HOURS)
+    assert not found.is_well and found.cause == "stopped"
+    assert why in found.why and then in found.next and "newest complete checkpoint is step-00000010" in found.why
+
+
+def test_a_disk_without_room_for_the_next_checkpoint(run: RunDirectory) -> None:
+    run.events(START, ("stopped", {"step": 20, "reason": "signal SIGTERM"}))
+    run.checkpoint(20, claimed_bytes=10**18)
+    found = run.seen_after(HOURS)
+    assert "The disk is full" in found.why and "Make room on the disk first" in found.next
+
+
+def test_half_written_checkpoints_are_counted(run: RunDirectory) -> None:
+    run.events(START, ("save began", {"step": 20}))
+    (run.path / "checkpoints" / "step-00000020.partial").mkdir()
+    assert "no complete checkpoint, 1 unfinished" in run.seen_after(HOURS).why
+
+
+def test_the_command_tells_of_a_run(run: RunDirectory) -> None:
+    run.events(START, ("finished", {"step": 100}))
+    done = doctor_command(run.path)
+    assert done.returncode == 0 and done.stdout.startswith("finished: ") and "\nnext: " in done.stdout
+    assert json.loads(doctor_command(run.path, "--json").stdout)["cause"] == "finished"
+    nothing = doctor_command(run.path / "nowhere")
+    assert nothing.returncode == 1 and "does not exist" in nothing.stdout and nothing.stderr == ""
+
+
+def doctor_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DOCTOR), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_this_machine_can_train(tmp_path: Path) -> None:
+    findings = {finding.what: finding for finding in doctor.examine(tmp_path)}
+    assert not [finding for finding in findings.values() if finding.level == "problem"]
+    assert "torch" in findings["packages"].text and findings["directory"].text.startswith(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_version_than_the_required_one_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "requires", lambda name: ["numpy==0.1", "no-such-package>=1"])
+    found = doctor.packages()
+    assert found.level == "problem"
+    assert "not ==0.1" in found.text and "no-such-package is missing" in found.text and "pip install" in found.text
+
+
+def test_a_directory_that_cannot_be_made_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = doctor.disk(tmp_path / "file" / "below")
+    assert found.level == "problem" and str(tmp_path / "file" / "below") in found.text
+
+
+def test_the_lock_of_a_killed_build_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert doctor.extension_cache().level == "ok"
+    (tmp_path / "cpu_adam").mkdir()
+    (tmp_path / "cpu_adam" / "lock").write_text("")
+    found = doctor.extension_cache()
+    assert found.level == "warning" and "cpu_adam" in found.text
+
+
+def test_hosts_with_other_versions_are_named() -> None:
+    assert compare_versions({"n1": {"torch": "2.13"}, "n2": {"torch": "2.13"}}).level == "ok"
+    found = compare_versions({"n1": {"torch": "2.13"}, "n2": {"torch": "2.12"}})
+    assert found.level == "problem" and "n2 has torch 2.12, n1 2.13" in found.text
+
+
+def test_two_ranks_look_at_each_other(tmp_path: Path) -> None:
+    codes, outputs = start(2, DOCTOR, "--directory", tmp_path, "--json").wait()
+    assert codes == [0, 0], outputs
+    lines = [line for line in outputs[0].splitlines() if line.startswith("{")]
+    findings = [finding for finding in json.loads(lines[-1])["findings"]]
+    told = {finding["what"]: finding for finding in findings}
+    assert "seen by all 2 ranks" in told["shared directory"]["text"]
+    assert len([finding for finding in findings if finding["what"] == "all-reduce"]) == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_without_a_directory_all_end_with_the_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    codes, outputs = start(2, DOCTOR, "--directory", tmp_path / "file" / "below").wait()
+    assert codes == [1, 1], outputs
+    assert "problem  directory:" in outputs[0] and "problem  shared directory:" in outputs[0]
+    assert "next: repair" in outputs[0] and "Traceback" not in outputs[0] + outputs[1]

@@ -1,0 +1,97 @@
+"""The plan against a real step: memory within 15 %, and the rehearsal leaves nothing behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from deberta_scale import rehearsal
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
+from deberta_scale.train.launch_environment import Launch
+from tests.launching import PRETRAIN, start
+
+LARGER = [
+    "model.vocab_size=40000",
+    "model.hidden_size=512",
+    "model.num_attention_heads=8",
+    "model.num_hidden_layers=4",
+    "model.intermediate_size=2048",
+    "batch.sequences=4",
+    "batch.micro_sequences=2",
+]
+"""33 million parameters, so that states outweigh what is alike in all runs."""
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, small_config: str) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(small_config)
+    return path
+
+
+def shown(output: str, name: str) -> tuple[float, float]:
+    """Measured and planned GB of a line of the report."""
+    found = re.search(rf"^  {name} +([\d.]+) GB  ([\d.]+) GB planned", output, re.MULTILINE)
+    assert found, output
+    return float(found[1]), float(found[2])
+
+
+def test_memory_and_checkpoint_are_within_15_percent_of_the_plan(config_path: Path, tmp_path: Path) -> None:
+    words = [config_path, f"run_dir={tmp_path / 'run'}", "engine.zero_stage=3", *LARGER, "--rehearse"]
+    # freed memory goes back to the system, so that the peak is what was needed at a time
+    codes, (output,) = start(1, PRETRAIN, *words, MALLOC_TOP_PAD_="131072").wait()
+    assert codes == [0], output
+    for name in ("memory of the host", "a checkpoint"):
+        measured, planned = shown(output, name)
+        assert planned == pytest.approx(measured, rel=0.15), output
+    assert "without training" in output and "all digests compared" in output and "Young's interval" in output
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_ranks_rehearse_together_and_the_real_run_is_not_touched(config_path: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    codes, outputs = start(2, PRETRAIN, config_path, f"run_dir={run_dir}", "--rehearse").wait()
+    assert codes == [0, 0], outputs
+    assert "rehearsed 2 steps" in outputs[0] and "rehearsed" not in outputs[1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run"]
+    assert [path.name for path in run_dir.rglob("*")] == ["checkpoints"]
+
+
+def test_a_directory_that_is_no_rehearsals_is_left_alone(config_path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "run.rehearsal" / "thesis.tex"
+    kept.parent.mkdir()
+    kept.write_text("the only copy")
+    codes, (output,) = start(1, PRETRAIN, config_path, f"run_dir={tmp_path / 'run'}", "--rehearse").wait()
+    assert codes == [1] and "holds something else" in output and "Traceback" not in output
+    assert kept.read_text() == "the only copy"
+
+
+def test_too_little_memory_is_one_message_and_nothing_stays(
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(config: Config, *rest: object) -> None:
+        config.run_dir.mkdir()
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(rehearsal, "RehearsedRun", out_of_memory)
+    alone = Launch(0, 1, 0, 1, "single process")
+    config = load(str(config_path), [f"run_dir={tmp_path / 'run'}"])
+    assert rehearsal.rehearse(config, alone, lambda path: pytest.fail("not opened")) == 1
+    told = capsys.readouterr()
+    assert "beside libraries" in told.out and "20 GiB" in told.err and "batch.micro_sequences" in told.err
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_a_rehearsal_is_the_run_in_another_place(config_path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk" / "run"
+    elsewhere.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(elsewhere)
+    config = load(str(config_path), [f"run_dir={tmp_path / 'link'}"])
+    short = rehearsal.rehearsal_of(config)
+    assert short.run_dir == elsewhere.with_name("run.rehearsal")  # on the same disk
+    for section in ("model", "data", "batch", "engine", "schedule", "optimizer"):
+        assert getattr(short, section) == getattr(config, section)
+    assert short.train.steps == config.train.steps
