@@ -5,6 +5,7 @@ Share i of n is units[i::n], fixed in advance. Nobody waits for a queue or a loc
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,10 @@ Unit = TypeVar("Unit")
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 """How many ranks mpirun says there are, under Open MPI, MPICH and Intel MPI."""
+
+
+_FORWARDING_SECONDS = 1.0
+"""What mpirun gets to pass on the message of a rank: at an abort it drops the rest."""
 
 
 class ShareError(ValueError):
@@ -52,6 +57,7 @@ class Share:
         if self.communicator is not None and self.count > 1:
             sys.stdout.flush()
             sys.stderr.flush()
+            time.sleep(_FORWARDING_SECONDS)
             self.communicator.Abort(1)
 
 
