@@ -14,8 +14,6 @@ Unit = TypeVar("Unit")
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 """How many ranks mpirun says there are, under Open MPI, MPICH and Intel MPI."""
-
-
 _FORWARDING_SECONDS = 1.0
 """What mpirun gets to pass on the message of a rank: at an abort it drops the rest."""
 

@@ -58,6 +58,7 @@ def test_ranks_of_mpirun_agree_on_a_port(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    ranks, addresses, ports = zip(*map(json.loads, re.findall(r"\[.*?\]", output)), strict=True)  # mpirun may join lines
+    told = re.findall(r"\[.*?\]", output)  # mpirun may join lines
+    ranks, addresses, ports = zip(*map(json.loads, told), strict=True)
     assert sorted(ranks) == ["0", "1", "2"]
     assert set(addresses) == {"127.0.0.1"} and len(set(ports)) == 1
