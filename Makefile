@@ -5,7 +5,7 @@ DATA := runs/quickstart-data
 RUN := runs/quickstart
 SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with a smile." "It is a [MASK] universally acknowledged."
 
-.PHONY: install quickstart test test-cluster test-packages lint check-install clean
+.PHONY: install quickstart extensions test test-cluster test-packages lint check-install clean
 
 install: .venv/installed
 
@@ -27,8 +27,15 @@ quickstart: install $(DATA)/shards/train/manifest.json
 	$(BIN)/python launch/convert.py $(RUN) $(RUN)/huggingface --to huggingface
 	$(BIN)/python launch/quickstart_report.py $(RUN) $(SENTENCES)
 
+# What DeepSpeed compiles for optimizers in the host's memory and on disk: minutes, once.
+extensions: .venv/extensions
+
+.venv/extensions: | install
+	$(BIN)/python -c "from deberta_scale.train.engine import build_for_offloading; build_for_offloading()"
+	touch $@
+
 # All but tests/cluster, on two cores.
-test: install
+test: install extensions
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster
 
 # Clusters of namespaces with real SLURM, sshd and MPI; as root, after `make test-packages`.

@@ -126,8 +126,20 @@ def _build_extensions(config: Config, device: torch.device) -> None:
         builders.append(CPUAdamBuilder())
     elif device.type == "cuda":
         builders.append(FusedAdamBuilder())
-    if not builders:
-        return
+    if builders:
+        _build(builders)
+
+
+def build_for_offloading() -> None:
+    """Compile, ahead of any run, what optimizers in the host's memory and on its disk need: minutes, once."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    _build([CPUAdamBuilder(), *([_asynchronous_io()] if disk_offload_is_possible() else [])])
+
+
+def _build(builders: list[Any]) -> None:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         raise ConfigError(
             "this run's optimizer is compiled at the first start, and there is no C++ compiler: install the Debian"
