@@ -292,7 +292,8 @@ class Config(Section):
     run_dir: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     resume: Annotated[str, Field(min_length=1)] = "auto"
-    """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or a path."""
+    """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or the path of
+    another run's checkpoint, from which run_dir goes on, and at later starts from its own newest."""
     init_from: Path | None = None
     """A model in any format that launch/convert.py reads: a fresh start takes its weights, and nothing else of it."""
     model: ModelConfig

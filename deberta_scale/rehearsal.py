@@ -21,7 +21,7 @@ from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.plan import Hardware, Plan, make_plan
 from deberta_scale.plan_text import duration, size
 from deberta_scale.train import checkpoint, distributed
-from deberta_scale.train.checkpoint_writer import available_memory
+from deberta_scale.train.host_memory import available_memory
 from deberta_scale.train.initial_weights import InitialModel
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.launch_environment import Launch

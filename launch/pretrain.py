@@ -22,10 +22,17 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # appended by the deepspeed launcher
     arguments = parser.parse_args()
     try:
-        config = load(arguments.config, arguments.overrides)
         launch = read_launch(os.environ)
-    except (ConfigError, LaunchError) as error:
-        return complain(error)
+    except LaunchError as error:
+        if is_first(os.environ):
+            complain(str(error))
+        return 1
+    try:
+        config = load(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        if launch.local_rank == 0:  # each machine may have a file of its own
+            complain(str(error))
+        return 1
     # imported late: a wrong config or launch is told before torch is loaded
     from deberta_scale.convert.formats import open_source
     from deberta_scale.rehearsal import rehearse
@@ -36,16 +43,17 @@ def main() -> int:
         code = rehearse(config, launch, open_source) if arguments.rehearse else Run(config, launch, open_source).go()
         distributed.barrier()  # launchers end all ranks when one leaves with a code, and rank 0 has the last word
     except ValueError as error:
-        code = complain(error)
+        code = 1
+        if launch.is_main:
+            complain(str(error))
+        elif not isinstance(error, distributed.AgreedError):
+            complain(f"rank {launch.rank}: {error}")
     offload_directory.release_all()
     distributed.end_process(code)
 
 
-def complain(error: ValueError) -> int:
-    """Say what is wrong once, not on every rank. Returns the exit code."""
-    if is_first(os.environ):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    return 1
+def complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

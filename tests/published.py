@@ -36,6 +36,6 @@ def publish_checkpoint(run_dir: Path, weights: Mapping[str, torch.Tensor], step:
 
 def publish_again(partial: Path, final: Path, facts: dict[str, object]) -> Path:
     """Publish what lies in `partial`, whatever it is."""
-    files = checkpoint.describe_files(partial, partial.rglob("*"))
+    files = checkpoint.describe_files(partial, [path for path in partial.rglob("*") if path.is_file()])
     checkpoint.publish(partial, final, {**facts, "files": files})
     return final

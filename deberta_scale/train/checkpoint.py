@@ -21,7 +21,7 @@ from deberta_scale.train import distributed
 from deberta_scale.train.engine_state import restore_state
 from deberta_scale.train.fragments import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -43,8 +43,13 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_complete(run_dir: Path, report: Callable[[str], None] = lambda message: None) -> Path | None:
-    """The newest published checkpoint whose digests agree; `report` is told of each damaged one passed over."""
-    for path in complete_checkpoints(run_dir):
+    """The newest published checkpoint of a run whose digests agree; else as `first_whole`."""
+    return first_whole(complete_checkpoints(run_dir), report)
+
+
+def first_whole(checkpoints: Iterable[Path], report: Callable[[str], None]) -> Path | None:
+    """The first one whose digests agree; `report` is told of each damaged one passed over."""
+    for path in checkpoints:
         try:
             verify(path)
         except CheckpointError as error:
@@ -96,16 +101,12 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def choose(config: Config) -> tuple[Path | None, list[str]]:
     """Where a run starts from, as `resume` says, and what to tell people about it. On one rank; the others are told.
 
-    Raises CheckpointError when `resume` names a checkpoint that is damaged, or one of the run's own that is not its
-    newest: the next start would go on from the newer ones.
+    Raises CheckpointError when `resume` names a checkpoint that is damaged, or one of the run's own.
     """
     if config.resume == "never":
         return None, ["starting fresh (resume: never)"]
     if config.resume != "auto":
-        path = Path(config.resume)
-        verify(path)
-        _refuse_newer(config.run_dir, path)
-        return path, [f"resuming from {path}, as resume says"]
+        return _choose_named(config.run_dir, Path(config.resume))
     notes: list[str] = []
     newest = newest_complete(config.run_dir, notes.append)
     if newest is None:
@@ -113,21 +114,26 @@ def choose(config: Config) -> tuple[Path | None, list[str]]:
     return newest, [*notes, f"resuming from {newest}, the newest complete checkpoint; all digests agree"]
 
 
-def _refuse_newer(run_dir: Path, chosen: Path) -> None:
-    if chosen.resolve().parent != (run_dir / "checkpoints").resolve():
-        return
-    newer = [path.name for path in complete_checkpoints(run_dir) if path.name > chosen.resolve().name]
-    if newer:
+def _choose_named(run_dir: Path, named: Path) -> tuple[Path, list[str]]:
+    """The checkpoint of another run, or, when this run has gone on from it before, its own newest beyond it: the same
+    command starts and restarts a run."""
+    if named.resolve().parent == (run_dir / "checkpoints").resolve():
         raise CheckpointError(
-            f"resume says {chosen}, but {run_dir / 'checkpoints'} holds newer ones ({', '.join(newer)}), from which the"
-            " next start would go on; remove or move them, or give another run_dir"
+            f"resume says {named}, a checkpoint of this very run_dir: use resume: auto, which goes on from the newest"
+            " (move those away that are not wanted), or another run_dir"
         )
+    step = verify(named)["step"]
+    notes: list[str] = []
+    newer = first_whole([path for path in complete_checkpoints(run_dir) if step_of(path) > step], notes.append)
+    if newer is None:
+        return named, [*notes, f"resuming from {named}, as resume says"]
+    return newer, [*notes, f"resuming from {newer}: this run has already gone on from {named}, which resume names"]
 
 
 def describe_files(directory: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files among `paths`, each forced to disk, by their names below `directory`."""
+    """Size and digest of the files `paths`, each forced to disk, by their names below `directory`."""
     described = {}
-    for path in sorted(path for path in paths if path.is_file()):
+    for path in sorted(paths):
         sync(path)
         described[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
     return described

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,9 @@ from deberta_scale.train.checkpoint import (
     random_state,
     sweep_unfinished,
 )
+from deberta_scale.train.distributed import AgreedError
 from deberta_scale.train.engine_state import FILE_NAME, EngineState, copy_state
+from deberta_scale.train.host_memory import available_memory
 from deberta_scale.train.metrics import RunLog
 from deberta_scale.train.state import TrainState
 
@@ -38,6 +40,10 @@ _MEMORY_SHARE = 0.8
 Result = TypeVar("Result")
 
 
+class SaveError(AgreedError):
+    """Saving does not work; the older checkpoints are intact."""
+
+
 @dataclass(frozen=True)
 class KeepPolicy:
     """Which checkpoints stay when a newer one is published."""
@@ -45,7 +51,7 @@ class KeepPolicy:
     last: int
     every_steps: int | None = None
     in_use: Path | None = None
-    """The one this run went on from."""
+    """The one this run went on from; see `Saver.go_on_from`."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +92,23 @@ class Saver:
         keep: KeepPolicy,
         log: RunLog,
         ranks_on_host: int = 1,
-        newest: Path | None = None,
     ) -> None:
         """`facts` are written into each manifest beside step, world size and file digests. `ranks_on_host` share the
-        memory that copies take. `newest` is the checkpoint the run went on from."""
+        memory that copies take."""
         self._run_dir, self._facts, self._keep, self._log = run_dir, facts, keep, log
         self._ranks_on_host = ranks_on_host
         self._rank, self._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._newest = newest
+        self._newest = keep.in_use
         self._published_step: int | None = None
         self._current: _Save | None = None
         self._failures = 0
         self.slowest_seconds = 0.0
         """Of the saves so far, from beginning to publication; 0 on other ranks than 0."""
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """The run stands where this checkpoint was made, and comes by later steps once more. Between saves."""
+        self._keep, self._newest = replace(self._keep, in_use=checkpoint), checkpoint
+        self._published_step = None
 
     def has(self, step: int) -> bool:
         """Whether this saver has published the state after `step`, or is writing it."""
@@ -108,7 +118,7 @@ class Saver:
         """Copy what `engine` and this process hold, and have it written. Waits for a save in progress; waits for the
         write as well when the state is not copied, since memory has no room for it or it lies on disk.
 
-        Raises CheckpointError when the save before is the second in a row to fail.
+        Raises SaveError on all ranks when the save before is the second in a row to fail.
         """
         start = time.perf_counter()
         self.wait()
@@ -118,7 +128,8 @@ class Saver:
         self._log.event("save began", step=state.step, blocked_seconds=round(blocked, 3), waited_for_write=at_once)
 
     def _start_writing(self, engine: Any, state: TrainState) -> tuple[Future[Any], str | None]:
-        room = _MEMORY_SHARE * available_memory() / self._ranks_on_host
+        available = min(distributed.gather_objects(available_memory()))  # before a rank has begun to copy
+        room = _MEMORY_SHARE * available / self._ranks_on_host
         try:
             copied = copy_state(engine, most_bytes=room)
         except Exception as error:  # most likely no memory; a failed save is told to all ranks, whatever the cause
@@ -143,7 +154,7 @@ class Saver:
     def advance(self, num_done: float, num_failed: float) -> None:
         """Go on to the next phase when the sums of `progress` over all ranks say that all are through this one.
 
-        Raises CheckpointError on all ranks when a second save in a row has failed.
+        Raises SaveError on all ranks when a second save in a row has failed.
         """
         if self._current is None or num_done + num_failed < self._world_size:
             return
@@ -157,7 +168,7 @@ class Saver:
     def wait(self) -> None:
         """Return when no save is in progress: the last one is published, or its failure was told.
 
-        Raises CheckpointError as `advance`.
+        Raises SaveError as `advance`.
         """
         while self._current is not None:
             start = time.perf_counter()
@@ -169,10 +180,10 @@ class Saver:
             self.advance(*sums)
 
     def finish(self) -> None:
-        """As `wait`, for the last save of this process. Raises CheckpointError also when that one failed."""
+        """As `wait`, for the last save of this process. Raises SaveError on all ranks also when that one failed."""
         self.wait()
         if self._failures:
-            raise CheckpointError(f"the run ends without its last checkpoint; {self._where_to_go_on()}")
+            raise SaveError(f"the run ends without its last checkpoint; {self._where_to_go_on()}")
 
     def _start_publishing(self, save: _Save) -> None:
         share = _Share(save.work.result(), save.blocked_seconds, save.at_once)
@@ -195,7 +206,10 @@ class Saver:
         publish(_aside(self._run_dir, save.step), final, manifest)
         seconds = time.perf_counter() - save.started
         keep = self._keep
-        prune(self._run_dir, final, keep.last, keep.every_steps, keep.in_use, save.notes.append)
+        try:
+            prune(self._run_dir, final, keep.last, keep.every_steps, keep.in_use, save.notes.append)
+        except OSError as error:  # no failure of the save, which is published
+            save.notes.append(f"could not look for superseded checkpoints: {error}; the next save tries again")
         return seconds
 
     def _succeed(self, save: _Save) -> None:
@@ -227,7 +241,7 @@ class Saver:
         self._log.say(f"save failed: {message}; two failures in a row end the run")
         self._tell_complaints(save.notes)
         if self._failures == MAX_FAILURES_IN_A_ROW:
-            raise CheckpointError(f"{MAX_FAILURES_IN_A_ROW} saves in a row failed, so the run ends. {message}")
+            raise SaveError(f"{MAX_FAILURES_IN_A_ROW} saves in a row failed, so the run ends. {message}")
 
     def _tell_complaints(self, complaints: list[str]) -> None:
         for complaint in complaints:
@@ -236,13 +250,6 @@ class Saver:
 
     def _where_to_go_on(self) -> str:
         return "there is no checkpoint yet" if self._newest is None else f"the newest checkpoint is {self._newest}"
-
-
-def available_memory() -> int:
-    """Bytes that processes of this machine can still take without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    (kibibytes,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(kibibytes) * 1024
 
 
 def _aside(run_dir: Path, step: int) -> Path:

@@ -15,6 +15,10 @@ from deberta_scale.train.launch_environment import Launch, LaunchError
 Result = TypeVar("Result")
 
 
+class AgreedError(ValueError):
+    """Raised on all ranks with the same message, so that one of them may speak for all."""
+
+
 def announce(launch: Launch) -> None:
     """Give this process the variables that torch's process group and DeepSpeed read, whoever told us our place.
 
@@ -105,7 +109,7 @@ def barrier() -> None:
 
 
 def together(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank; when it fails on some, raise ValueError on all, so that none waits for ever."""
+    """Run `action` on every rank; when it fails on some, raise AgreedError on all, so that none waits for ever."""
     result: Result | None = None
     message: str | None = None
     try:
@@ -114,12 +118,13 @@ def together(action: Callable[[], Result]) -> Result:
         message = str(error)
     messages = [m for m in gather_objects(message) if m is not None]
     if messages:
-        raise ValueError("\n".join(dict.fromkeys(messages)))
+        raise AgreedError("\n".join(dict.fromkeys(messages)))
     return cast(Result, result)
 
 
 def on_main(action: Callable[[], Result]) -> Result:
-    """Run `action` on rank 0 only and give its result to every rank; when it raises ValueError, all ranks do."""
+    """Run `action` on rank 0 only and give its result to every rank; when it raises ValueError, all ranks raise
+    AgreedError."""
     is_main = torch.distributed.get_rank() == 0
     return cast(Result, gather_objects(together(action if is_main else lambda: None))[0])
 

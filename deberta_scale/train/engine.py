@@ -11,7 +11,6 @@ way: into the fp32 masters, each rank its share. So no rank ever holds a whole m
 """
 
 import fcntl
-import json
 import logging
 import math
 import os
@@ -25,7 +24,6 @@ from typing import Any
 import torch
 
 from deberta_scale.config import Config, ConfigError
-from deberta_scale.durable import write_durably
 from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train import allocator, distributed, offload_directory
 from deberta_scale.train.distributed import announce, open_control_group
@@ -33,7 +31,7 @@ from deberta_scale.train.engine_json import deepspeed_json, refuse_without_effec
 from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.optim import parameter_groups
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torch.device:
@@ -61,18 +59,15 @@ def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torc
 
 
 def build_engine(config: Config, model: torch.nn.Module, launch: Launch, device: torch.device) -> Any:
-    """Wrap `model`, on the meta device, in a DeepSpeed engine whose weights are still to be set, and save the generated
-    JSON as `run_dir/deepspeed.json`.
+    """Wrap `model`, on the meta device, in a DeepSpeed engine whose weights are still to be set.
 
     Raises ValueError on all ranks when the machine lacks what the config asks for.
     """
     import deepspeed
 
     distributed.together(lambda: _prepare_machine(config, launch, device))
-    generated = deepspeed_json(config, launch.world_size, device.type == "cuda")
-    if launch.is_main:
-        write_durably(config.run_dir / "deepspeed.json", json.dumps(generated, indent=2) + "\n")
-    materialise(model, generated, device, _DTYPES[config.engine.precision])
+    generated = distributed.together(lambda: deepspeed_json(config, launch.world_size, device.type == "cuda"))
+    materialise(model, generated, device, DTYPES[config.engine.precision])
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model.named_parameters(), config.optimizer.weight_decay),

@@ -26,6 +26,7 @@ from deberta_scale.train.engine_vectors import (
     moments_of,
     prepare_moments,
     steps_of,
+    stretch_of,
     update_trained_weights,
     vectors_of,
 )
@@ -154,11 +155,7 @@ def _owned(engine: Any, vectors: list[Vector]) -> Iterator[tuple[Fragment, torch
         with in_memory(engine, vector, changed=False):
             tensors = {WEIGHT: vector.master, **moments_of(engine, vector)}
             for fragment in _fragments(engine, vector):
-                yield fragment, _stretch(tensors[fragment.kind], fragment.piece)
-
-
-def _stretch(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    return tensor.detach().view(-1)[piece.offset : piece.offset + piece.size]
+                yield fragment, stretch_of(tensors[fragment.kind], fragment.piece)
 
 
 def _open_checked(vectors: list[Vector], directory: Path) -> EngineFiles:
@@ -182,7 +179,7 @@ def _fill(engine: Any, vectors: list[Vector], files: EngineFiles) -> None:
             for kind, tensor in {WEIGHT: vector.master, **moments_of(engine, vector)}.items():
                 for piece in vector.pieces:
                     if f"{kind}/{piece.name}" in files.keys:
-                        files.read_into(_stretch(tensor, piece), f"{kind}/{piece.name}", piece.start)
+                        files.read_into(stretch_of(tensor, piece), f"{kind}/{piece.name}", piece.start)
             update_trained_weights(engine, vector)
     count_updates(engine, max(files.steps.values()))
 
@@ -196,7 +193,7 @@ def _compare_digests(engine: Any, vectors: list[Vector], files: EngineFiles) -> 
     sums = np.stack(distributed.gather_objects(found)).sum(axis=0, dtype=np.uint64)
     wrong = [key for key, place in places.items() if int(sums[place]) != files.digest(key)]
     if wrong:
-        raise CheckpointError(
+        raise distributed.AgreedError(
             f"{files.directory}: {wrong[0]} and {len(wrong) - 1} other tensors of {len(places)} are not in the engine"
             " what they were when the checkpoint was written; nothing was trained"
         )

@@ -44,6 +44,11 @@ class Vector:
     on_disk: bool = False
 
 
+def stretch_of(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """A view of what `piece` is of the master or of a moment of its vector, [piece.size]."""
+    return tensor.detach().view(-1)[piece.offset : piece.offset + piece.size]
+
+
 def vectors_of(engine: Any) -> list[Vector]:
     """All vectors of this rank."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from deberta_scale.config import GuardsConfig
-from deberta_scale.train.distributed import gather_objects, sum_over_ranks
+from deberta_scale.train.distributed import AgreedError, gather_objects, sum_over_ranks
 from deberta_scale.train.engine_update import Update
 from deberta_scale.train.state import GuardState
 
@@ -20,7 +20,7 @@ _SMALLEST_DEVIATION = 0.1
 """Of the mean: where norms hardly vary, one that is a little larger is no spike."""
 
 
-class DivergedError(ValueError):
+class DivergedError(AgreedError):
     """Steps fail, and going back to a checkpoint does not help, or there is none."""
 
 
@@ -28,7 +28,7 @@ class GoBack(Exception):
     """The run cannot go on from where it stands; the message says why. Raised on all ranks together."""
 
 
-class NothingToPredictError(ValueError):
+class NothingToPredictError(AgreedError):
     """A step in which no rank has a token to predict has no loss."""
 
 

@@ -16,6 +16,7 @@ from deberta_scale.train.engine_vectors import (
     begin_update,
     finish_update,
     in_memory,
+    stretch_of,
     update_trained_weights,
     vectors_of,
 )
@@ -81,8 +82,7 @@ def _fill(engine: Any, weights: Stretches) -> None:
     for vector in vectors_of(engine):
         with in_memory(engine, vector, changed=True):
             for piece in vector.pieces:
-                stretch = vector.master.detach().view(-1)[piece.offset : piece.offset + piece.size]
-                stretch.copy_(weights(piece.name, piece.start, piece.size))
+                stretch_of(vector.master, piece).copy_(weights(piece.name, piece.start, piece.size))
             update_trained_weights(engine, vector)
 
 

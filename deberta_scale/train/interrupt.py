@@ -13,8 +13,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Interrupt:
     """Collects reasons to stop. A signal handler sets one variable and does nothing else."""
 
-    def __init__(self, run_dir: Path, max_hours: float | None, environment: Mapping[str, str] = os.environ) -> None:
-        self._stop_file = run_dir / "STOP"
+    def __init__(
+        self, stop_file: Path | None, max_hours: float | None, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        """`stop_file` is looked for on one rank only, given to it alone: a shared disk is spared a thousand questions
+        a step."""
+        self._stop_file = stop_file
         self._signal: int | None = None
         self._save_seconds = 60.0
         deadlines = [time.time() + max_hours * 3600] if max_hours is not None else []
@@ -40,10 +44,11 @@ class Interrupt:
             return f"signal {signal.Signals(self._signal).name}"
         if self._deadline is not None and time.time() > self._deadline - 3 * self._save_seconds:
             return "time limit near"
-        if self._stop_file.exists():
+        if self._stop_file is not None and self._stop_file.exists():
             return f"stop file {self._stop_file}"
         return None
 
     def consume(self) -> None:
         """Forget the stop file once the stop is under way, so that the next start does not stop at once."""
-        self._stop_file.unlink(missing_ok=True)
+        if self._stop_file is not None:
+            self._stop_file.unlink(missing_ok=True)

@@ -11,26 +11,25 @@ import torch
 from deberta_scale.config import Config
 from deberta_scale.data.loader import MaskedLoader, StepData
 from deberta_scale.model.pretraining import PretrainingModel
-from deberta_scale.model.sizes import training_flops_per_sequence
-from deberta_scale.train import checkpoint, distributed, watchdog
+from deberta_scale.train import checkpoint, distributed, run_directory, watchdog
 from deberta_scale.train import engine as engines
 from deberta_scale.train.announcement import epochs_in_words, start_lines
-from deberta_scale.train.checkpoint_writer import KeepPolicy, Saver
-from deberta_scale.train.distributed import Launch
+from deberta_scale.train.checkpoint_writer import KeepPolicy, SaveError, Saver
+from deberta_scale.train.distributed import AgreedError, Launch
+from deberta_scale.train.engine_json import deepspeed_json
 from deberta_scale.train.engine_update import weights_are_finite
 from deberta_scale.train.evaluation import EvaluationStopped, evaluate
 from deberta_scale.train.guards import DivergedError, GoBack, Guards, NothingToPredictError, jump_after_resume
 from deberta_scale.train.initial_weights import InitialModel, initial_weights, set_weights
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.metrics import RunLog, Totals, duration, measure_matmul_flops, progress_line, sum_of
-from deberta_scale.train.run_directory import prepare
 from deberta_scale.train.schedule import learning_rate_factor
+from deberta_scale.train.speed import speed_of
 from deberta_scale.train.state import GuardState, TrainState, trajectory_of
 from deberta_scale.train.step import pretrain_step
 
 EXIT_DONE, EXIT_REQUEUE = 0, 75
 _ADVICE = "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or use engine.precision bf16 instead of fp16"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Run:
@@ -48,13 +47,13 @@ class Run:
         watchdog.enter("start: joining the other ranks")
         device = engines.start_process_group(launch, 2 * config.guards.hang_seconds)
         watchdog.enter("start: opening the data")
-        self.interrupt = Interrupt(config.run_dir, config.train.max_hours)
+        self.interrupt = Interrupt(config.run_dir / "STOP" if launch.is_main else None, config.train.max_hours)
         self.interrupt.listen()  # what is asked for during the start is done after the first step
         distributed.set_threads(launch)
         self.training_data = distributed.together(lambda: self._open("train", launch))
         self.held_out = distributed.together(lambda: self._open("validation", launch))
         watchdog.enter("start: choosing a checkpoint")
-        leftovers = distributed.on_main(lambda: prepare(config, launch))
+        leftovers = distributed.on_main(lambda: run_directory.prepare(config))
         chosen, notes = distributed.on_main(lambda: checkpoint.choose(config))
         notes = leftovers + notes
 
@@ -75,12 +74,14 @@ class Run:
             watchdog.enter("start: reading the checkpoint")
             notes += self._resume(chosen)
 
+        engine_json = deepspeed_json(config, launch.world_size, device.type == "cuda")
+        distributed.on_main(lambda: run_directory.describe(config, launch, engine_json))
         self.totals = Totals(device)
-        self.peak_flops = launch.world_size * measure_matmul_flops(device, _DTYPES[config.engine.precision])
-        self.log = RunLog(config.run_dir, launch.is_main, self.step)
+        self.peak_flops = launch.world_size * measure_matmul_flops(device, engines.DTYPES[config.engine.precision])
+        self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
         self.gradient_norm: float | None = None
-        self.launch = launch
-        self.saver = self._saver_after(chosen)
+        keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, in_use=chosen)
+        self.saver = Saver(config.run_dir, self._facts, keep, self.log, launch.local_world_size)
         self.resumed_from = chosen
         self._announce("start" if chosen is None else "resume", launch, notes)
 
@@ -102,11 +103,6 @@ class Run:
     @property
     def _facts(self) -> dict[str, Any]:
         return {"zero_stage": self.config.engine.zero_stage, "precision": self.config.engine.precision}
-
-    def _saver_after(self, chosen: Path | None) -> Saver:
-        """Of a run that goes on from this checkpoint."""
-        keep = KeepPolicy(self.config.train.keep_last, self.config.train.keep_every_steps, chosen)
-        return Saver(self.config.run_dir, self._facts, keep, self.log, self.launch.local_world_size, newest=chosen)
 
     def _resume(self, chosen: Path) -> list[str]:
         """Stand where the checkpoint was made. Returns how this run differs from the one that made it, for people."""
@@ -133,14 +129,16 @@ class Run:
     def go(self) -> int:
         """Train to the last step or to a stop; returns the exit code.
 
-        Raises on all ranks DivergedError when training breaks and CheckpointError when saving does; the older
-        checkpoints are intact.
+        Raises on all ranks DivergedError when training breaks and SaveError when saving does; the older checkpoints are
+        intact.
         """
         with contextlib.closing(self.log):
             try:
                 stop = self._make_up_evaluation() or self._train_with_ways_back()
-            except (DivergedError, NothingToPredictError):  # raised on all ranks, which finish their save in progress
-                self.saver.wait()
+            except ValueError as error:
+                self.log.event("failed", step=self.step, error=str(error))
+                if isinstance(error, AgreedError) and not isinstance(error, SaveError):
+                    self.saver.wait()  # all ranks finish their save in progress
                 raise
             if stop:
                 return self._stop(stop)
@@ -163,23 +161,29 @@ class Run:
         all ranks when there is none, or when that has not helped before."""
         watchdog.enter("going back to a checkpoint")
         self.saver.wait()
-        notes: list[str] = []
-        newest = distributed.on_main(lambda: checkpoint.newest_complete(self.config.run_dir, notes.append))
-        chosen = newest or self.resumed_from
+        chosen, notes = distributed.on_main(self._way_back)
         at, failed_step, guards = f"step {self.step}: {reason}", self.step, self.guards
         if chosen is None:
-            raise DivergedError(f"{at}, and there is no checkpoint to go back to. {_ADVICE}")
+            nothing = "; ".join([f"{at}, and there is no checkpoint to go back to", *notes])
+            raise DivergedError(f"{nothing}. {_ADVICE}")
         self._resume(chosen)
         try:
             failed = guards.go_back(failed_step, self.step, self.guards.state)
         except DivergedError as error:
             raise DivergedError(f"{at}; {error}. {_ADVICE}; the newest checkpoint, {chosen}, is intact") from None
-        self.guards = guards
-        self.totals, self.saver = Totals(self.engine.device), self._saver_after(chosen)
-        self.log.rewind(self.step)
+        self.guards, self.totals = guards, Totals(self.engine.device)
+        self.saver.go_on_from(chosen)
+        distributed.together(lambda: self.log.rewind(self.step))
         samples = [self._samples_of(step) for step in failed]
         self.log.event("went back", to_step=self.step, reason=at, passed_over=failed, samples=samples, notes=notes)
         self.log.say(f"{at}; went back to {chosen.name}; steps passed over from there: {failed or 'none'}")
+
+    def _way_back(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose digests agree, this run's or the one it began with; what to tell of others."""
+        notes: list[str] = []
+        own = checkpoint.complete_checkpoints(self.config.run_dir)
+        first = [self.resumed_from] if self.resumed_from is not None and self.resumed_from not in own else []
+        return checkpoint.first_whole([*own, *first], notes.append), notes
 
     def _samples_of(self, step: int) -> list[int]:
         """The first and the last sample of a step, the first step being 1."""
@@ -193,9 +197,8 @@ class Run:
         stop = None
         while self.step < train.steps and not stop:
             watchdog.enter("data", self.step + 1)
-            self._guarded_step(next(data))
+            interval_steps += self._guarded_step(next(data))
             watchdog.enter("agreement")
-            interval_steps += 1
             if self.step == train.steps or self.step % train.log_every_steps == 0:
                 self._log_interval(interval_steps, interval_start)
                 interval_start, interval_steps = time.perf_counter(), 0
@@ -227,8 +230,9 @@ class Run:
         self.interrupt.note_save_seconds(self.saver.slowest_seconds)
         return next(filter(None, distributed.gather_objects(reason))) if num_stopping else None
 
-    def _guarded_step(self, data: StepData) -> None:
-        """Train on the samples of a step, or pass over them. Raises GoBack on all ranks when too many steps failed."""
+    def _guarded_step(self, data: StepData) -> bool:
+        """Train on the samples of a step, or pass over them; returns whether they were read. Raises GoBack on all ranks
+        when too many steps failed."""
         factor = learning_rate_factor(self.config.schedule, self.step, self.config.train.steps)
         self.learning_rate = self.config.optimizer.learning_rate * factor
         number = self.step + 1
@@ -236,7 +240,7 @@ class Run:
             self.step = number
             self.guards.note_passed_over()
             self.log.event("step passed over", step=number, samples=self._samples_of(number))
-            return
+            return False
         try:
             outcome = pretrain_step(self.engine, data, self.learning_rate, self.totals, self.guards.largest_norm)
         except NothingToPredictError as error:
@@ -252,17 +256,14 @@ class Run:
             self.log.event("step skipped", step=number, samples=self._samples_of(number), why=why, value=value)
             self.log.say(f"step {number} skipped: {why}")
         self.guards.note(number, outcome)
+        return True
 
     def _log_interval(self, num_steps: int, start: float) -> None:
         interval = self.totals.read()
         if not interval.predicted_tokens:
             return  # every step was skipped, which the events tell
-        seconds = time.perf_counter() - start
-        data, batch = self.config.data, self.config.batch
-        flops_per_sequence = training_flops_per_sequence(
-            self.config.model, data.sequence_length, data.masking.probability, batch.micro_sequences
-        )
-        flops = num_steps * batch.sequences * flops_per_sequence
+        speed = speed_of(self.config, interval, num_steps, time.perf_counter() - start, self.peak_flops)
+        samples_seen = self.step * self.config.batch.sequences
         values = {
             "loss": interval.loss,
             "accuracy": interval.accuracy,
@@ -270,18 +271,14 @@ class Run:
             "gradient_norm": self.gradient_norm,
             "skipped_steps": self.guards.state.num_skipped,
             "overflowed_steps": self.guards.state.num_overflowed,
-            "read_tokens_per_second": interval.read_tokens / seconds,
-            "useful_tokens_per_second": interval.useful_tokens / seconds,
-            "predicted_tokens_per_second": interval.predicted_tokens / seconds,
-            "mfu": flops / seconds / self.peak_flops,
-            "seconds_per_step": seconds / num_steps,
-            "samples_seen": self.step * self.config.batch.sequences,
+            **speed,
+            "samples_seen": samples_seen,
             "sample_digest": interval.digest,
         }
-        epochs = self.training_data.epochs_read(self.step * batch.sequences)
+        epochs = self.training_data.epochs_read(samples_seen)
         values |= {f"epochs/{name}" if name else "epochs": value for name, value in epochs.items()}
         self.log.scalars("train", self.step, values)
-        remaining = (self.config.train.steps - self.step) * seconds / num_steps
+        remaining = (self.config.train.steps - self.step) * speed["seconds_per_step"]
         of_sources = f"  epochs {epochs_in_words(epochs)}" if len(epochs) > 1 else ""
         self.log.say(progress_line(self.step, self.config.train.steps, values, remaining) + of_sources)
         if warning := jump_after_resume(self.log.take_last_loss(), interval.loss):
@@ -335,7 +332,6 @@ class Run:
             raise GoBack("weights are not finite, and are not saved")
         state = TrainState(
             step=self.step,
-            samples_seen=self.step * self.config.batch.sequences,
             data_fingerprint=self.training_data.fingerprint,
             source_fingerprints=self.training_data.source_fingerprints,
             trajectory=trajectory_of(self.config),

@@ -121,15 +121,16 @@ class RunLog:
 
     def __init__(self, run_dir: Path, enabled: bool, first_step: int) -> None:
         """`first_step`: steps done already. What an interrupted run logged beyond them is about to happen again, and
-        is dropped, so that the log holds each step once."""
+        is dropped, so that the log holds each step once. Raises OSError when the files cannot be opened."""
         self._enabled = enabled
         self._evaluated: set[int] = set()
         self._last_loss: float | None = None
         if enabled:
             self._run_dir = run_dir
             kept = self._open_after(first_step)
-            self._evaluated = {int(_step_of(line)) for line in kept if json.loads(line)["kind"] == "evaluation"}
-            losses = [record["loss"] for record in map(json.loads, kept) if record["kind"] == "train"]
+            records = [json.loads(line) for line in kept]
+            self._evaluated = {record["step"] for record in records if record.get("kind") == "evaluation"}
+            losses = [record["loss"] for record in records if record.get("kind") == "train"]
             self._last_loss = losses[-1] if losses else None
             self._events = (run_dir / "events.jsonl").open("a", buffering=1)
 

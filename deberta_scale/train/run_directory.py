@@ -1,4 +1,4 @@
-"""The run directory: what is written there before the first step."""
+"""The run directory: what is in it before the first step."""
 
 import json
 import platform
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,9 +18,9 @@ from deberta_scale.train.distributed import Launch
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")
 
 
-def prepare(config: Config, launch: Launch) -> list[str]:
-    """Make or reopen the run directory: resolved config, environment, tokenizer, what the preparation of the data left
-    out; no half-written checkpoint stays. Returns what to tell: the half-written ones that could not be removed.
+def prepare(config: Config) -> list[str]:
+    """Make or reopen the run directory, with the tokenizer; no half-written checkpoint stays. Returns what to tell: the
+    half-written ones that could not be removed.
 
     Raises ConfigError when `resume: never` meets a directory that holds a run, or when it cannot be written.
     """
@@ -33,12 +34,21 @@ def prepare(config: Config, launch: Launch) -> list[str]:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         sweep_unfinished(run_dir, notes.append)
         _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
-        write_durably(run_dir / "config.yaml", config.to_yaml())
-        write_durably(run_dir / "environment.json", json.dumps(_environment(launch), indent=2) + "\n")
-        write_durably(run_dir / "data.json", json.dumps(_preparations(config), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"run_dir {run_dir} cannot be used: {error}") from error
     return notes
+
+
+def describe(config: Config, launch: Launch, engine: dict[str, Any]) -> None:
+    """Write down how this start runs, now that nothing refuses it: the resolved config, the environment, what the
+    preparation of the data left out, and the `engine`'s configuration as DeepSpeed reads it. Raises OSError."""
+    write_durably(config.run_dir / "config.yaml", config.to_yaml())
+    for name, facts in {
+        "environment": _environment(launch),
+        "data": _preparations(config),
+        "deepspeed": engine,
+    }.items():
+        write_durably(config.run_dir / f"{name}.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _copy_tokenizer(source: Path, destination: Path) -> None:

@@ -40,9 +40,7 @@ class TrainState:
     """What resuming needs besides parameters, moments and random state."""
 
     step: int
-    """Optimizer steps done."""
-    samples_seen: int
-    """Samples read; the whole position in the data."""
+    """Optimizer steps done; with the batch, the whole position in the data."""
     data_fingerprint: str
     trajectory: dict[str, object]
     """The config values that fix the trajectory, see `trajectory_of`."""

@@ -30,10 +30,12 @@ def pretrain_step(
         watchdog.enter("forward")
         loss_sum, predicted, correct = engine(batch.to(engine.device))
         in_step.add(loss_sum, predicted, correct)
-        loss = LossCheck(in_step.loss_sum)
+        is_last = number == len(data.micro_batches)
+        if is_last:
+            loss = LossCheck(in_step.loss_sum)
         watchdog.enter("backward")
         engine.backward(loss_sum * scale, scale_wrt_gas=False)
-        if number < len(data.micro_batches):
+        if not is_last:
             engine.step()  # counts
     watchdog.enter("update")
     skip = loss.skip()

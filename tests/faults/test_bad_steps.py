@@ -40,6 +40,7 @@ def trainings(directory: Path) -> dict[Any, dict[str, Any]]:
         "10 sigma": {"options": WAYS_BACK, "bad": {"5": {"sigmas": 10.0}}},
         "7 sigma": {"options": WAYS_BACK, "bad": {"5": {"sigmas": 7.0}}},
         "broken weights": {"options": WAYS_BACK, "break_weights_after": 8},
+        "one passed over": {"options": [*WAYS_BACK, "train.log_every_steps=2"], "passed_over": [5]},
         "resumed": {"options": [*WAYS_BACK, f"resume={checkpoint}"], "bad": {"5": 100, "6": "nan", "8": 100}},
         "overflows": {
             "options": [*options_of("fp16", 1), "guards.max_skips=0"],
@@ -110,6 +111,13 @@ def test_after_too_many_bad_steps_the_run_goes_back_and_passes_them_over(results
     assert result["state"]["passed_over"] == [5, 6, 8] and result["state"]["num_skipped"] == 3
     logged = [record["step"] for record in result["log"] if record["kind"] == "train"]
     assert logged == [1, 2, 3, 4, 7, 9, 10]  # each step once
+
+
+def test_speeds_are_of_the_steps_that_were_made(results: dict[Any, dict[str, Any]]) -> None:
+    """A step that is passed over takes no time, and must not make the others look fast."""
+    for record in (r for r in results["one passed over"]["log"] if r["kind"] == "train"):
+        tokens_of_a_step = record["read_tokens_per_second"] * record["seconds_per_step"]
+        assert tokens_of_a_step == pytest.approx(8 * 32), record["step"]
 
 
 def test_a_run_resumed_before_the_bad_steps_is_the_same_run(results: dict[Any, dict[str, Any]]) -> None:

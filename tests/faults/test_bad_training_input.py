@@ -36,6 +36,16 @@ def test_wrong_settings_end_all_ranks_with_one_message(
     assert not list(run_dir.glob("checkpoints/*"))
 
 
+def test_a_log_that_cannot_be_opened_ends_all_ranks_with_one_message(config_path: Path, tmp_path: Path) -> None:
+    """R18: none waits for another."""
+    run_dir = tmp_path / "run"
+    (run_dir / "events.jsonl").mkdir(parents=True)
+    codes, outputs = start(2, PRETRAIN, config_path, f"run_dir={run_dir}").wait()
+    assert codes == [1, 1], outputs
+    assert f"error: [Errno 21] Is a directory: '{run_dir / 'events.jsonl'}'" in outputs[0]
+    assert "Traceback" not in "".join(outputs)
+
+
 def test_a_loss_that_stays_not_finite_stops_all_ranks(config_path: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = [f"run_dir={run_dir}", "train.steps=30", "optimizer.learning_rate=1e30", "optimizer.max_grad_norm=1e30"]

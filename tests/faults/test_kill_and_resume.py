@@ -91,6 +91,7 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(config_path: Path, tmp_p
 def test_what_does_not_continue_is_refused(config_path: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert pretrain(config_path, run_dir, "train.steps=4").wait()[0] == [0, 0]
+    described = {path: path.read_text() for path in [run_dir / "config.yaml", *run_dir.glob("*.json")]}
     for option, expected in (
         ("model.num_hidden_layers=3", "model.num_hidden_layers: the checkpoint has 2, the config 3"),
         ("batch.sequences=32", "batch.sequences: the checkpoint has 16, the config 32"),
@@ -99,3 +100,15 @@ def test_what_does_not_continue_is_refused(config_path: Path, tmp_path: Path) ->
         codes, outputs = pretrain(config_path, run_dir, option).wait()
         assert codes == [1, 1] and expected in outputs[0], outputs[0][-3000:]
         assert "Traceback" not in "".join(outputs)
+    assert {path: path.read_text() for path in described} == described, "they tell how the checkpoints were made"
+
+
+def test_the_command_that_goes_on_from_another_run_goes_on_from_its_own_work(config_path: Path, tmp_path: Path) -> None:
+    assert pretrain(config_path, tmp_path / "other", "train.steps=4").wait()[0] == [0, 0]
+    run_dir = tmp_path / "run"
+    for steps in (6, 8):
+        resume = f"resume={tmp_path / 'other' / 'checkpoints' / 'step-00000004'}"
+        codes, outputs = pretrain(config_path, run_dir, resume, f"train.steps={steps}").wait()
+        assert codes == [0, 0], outputs[0][-3000:]
+    assert f"resuming from {run_dir / 'checkpoints' / 'step-00000006'}" in outputs[0]
+    assert [record["step"] for record in read_log(run_dir)] == [5, 6, 7, 8]

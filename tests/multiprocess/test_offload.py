@@ -1,6 +1,7 @@
 """Where an optimizer lies, and how many copies of parameters there are, changes memory and traffic, not what is
 learned."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def test_an_optimizer_on_disk_learns_what_one_in_memory_does(config_path: Path, 
     in_memory = losses(config_path, tmp_path / "memory", "engine.offload_optimizer=cpu")
     directory = f"engine.offload_directory={tmp_path / 'offloaded'}"
     on_disk = losses(config_path, tmp_path / "disk", "engine.offload_optimizer=disk", directory)
+    events = [json.loads(line) for line in (tmp_path / "disk" / "events.jsonl").read_text().splitlines()]
+    saves = [event["waited_for_write"] for event in events if event["event"] == "saved"]
+    assert saves == ["a part of the state lies on disk"] * 2
     assert len(on_disk) == 6 and on_disk[-1] < on_disk[0] - 0.3
     assert on_disk == pytest.approx(in_memory, rel=1e-3)
 

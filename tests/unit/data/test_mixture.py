@@ -220,7 +220,7 @@ def test_sources_of_different_tokenizers_are_refused_by_name(config: Config, tmp
 
 def test_a_resumed_run_must_have_the_same_sources_weights_and_phases(config: Config) -> None:
     loader = open_mixture(config)
-    state = TrainState(5, 5 * SEQUENCES, loader.fingerprint, trajectory_of(config), loader.source_fingerprints)
+    state = TrainState(5, loader.fingerprint, trajectory_of(config), loader.source_fingerprints)
     state.check_continues(config, loader.fingerprint, loader.source_fingerprints)
 
     tree = config.model_dump()

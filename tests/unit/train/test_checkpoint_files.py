@@ -29,7 +29,8 @@ def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
     for rank in (0, 1):
         (partial / "engine" / f"rank-{rank:05d}.safetensors").write_bytes(bytes(range(200)) * step)
     (partial / "state.json").write_text("{}")
-    return partial, {"step": step, "world_size": 2, "files": describe_files(partial, partial.rglob("*"))}
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    return partial, {"step": step, "world_size": 2, "files": describe_files(partial, files)}
 
 
 def make_checkpoint(run_dir: Path, step: int) -> Path:
@@ -79,14 +80,29 @@ def test_damage_is_found_by_file_and_the_one_before_is_chosen(tmp_path: Path, sm
     chosen, notes = choose(config_of(tmp_path, small_config, "auto"))
     assert chosen == older and name in notes[0] and older.name in notes[1]
     with pytest.raises(CheckpointError, match=name):
-        choose(config_of(tmp_path, small_config, str(newer)))
+        choose(config_of(tmp_path, small_config, str(newer)).model_copy(update={"run_dir": tmp_path / "another"}))
 
 
-def test_an_older_checkpoint_of_the_same_run_is_refused(tmp_path: Path, small_config: str) -> None:
-    older, newer = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
-    with pytest.raises(CheckpointError, match=rf"holds newer ones \({newer.name}\), from which the next start would"):
-        choose(config_of(tmp_path, small_config, str(older)))
-    assert choose(config_of(tmp_path, small_config, str(newer)))[0] == newer
+def test_a_checkpoint_of_the_run_itself_is_refused(tmp_path: Path, small_config: str) -> None:
+    """The next start with the same command would have to go back to it."""
+    own = make_checkpoint(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"a checkpoint of this very run_dir: use resume: auto"):
+        choose(config_of(tmp_path, small_config, str(own)))
+
+
+def test_a_run_that_went_on_from_another_runs_checkpoint_goes_on_with_its_own(
+    tmp_path: Path, small_config: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    other, run_dir = make_checkpoint(tmp_path / "other", 2), tmp_path / "run"
+    make_checkpoint(run_dir, 1)
+    config = config_of(run_dir, small_config, str(other))
+    assert choose(config) == (other, [f"resuming from {other}, as resume says"])
+    whole, damaged = make_checkpoint(run_dir, 3), make_checkpoint(run_dir, 4)
+    (damaged / "state.json").unlink()
+    chosen, notes = choose(config)
+    assert chosen == whole
+    assert damaged.name in notes[0] and f"already gone on from {other}, which resume names" in notes[1]
 
 
 def test_a_directory_without_marker_is_no_checkpoint(tmp_path: Path) -> None:

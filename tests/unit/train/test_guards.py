@@ -103,7 +103,7 @@ def test_what_the_guards_know_is_saved_exactly(tmp_path: Path) -> None:
     """R16: also of checkpoints from before there were guards."""
     guards = Guards(GuardsConfig(), GuardState(passed_over=[3]))
     follow(guards, [*steady(150), 99.0])
-    state = TrainState(151, 1208, "fingerprint", {}, guards=guards.state)
+    state = TrainState(151, "fingerprint", {}, guards=guards.state)
     state.write(tmp_path / "state.json")
     assert TrainState.read(tmp_path / "state.json") == state
     old = {key: value for key, value in asdict(state).items() if key != "guards"}

@@ -20,6 +20,14 @@ def test_a_record_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pyte
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [5]
 
 
+def test_lines_of_others_in_the_log_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "mark": "set by a script"}\n{"kind": "train", "step": 2, "loss": 4.5}\n'
+    )
+    with closing(RunLog(tmp_path, enabled=True, first_step=2)) as log:
+        assert log.take_last_loss() == 4.5
+
+
 def test_it_knows_which_steps_were_evaluated_before(tmp_path: Path) -> None:
     with closing(RunLog(tmp_path, enabled=True, first_step=0)) as log:
         for step in (2, 4):

@@ -86,10 +86,10 @@ def config(small_config: str, tmp_path: Path) -> Config:
 
 def test_a_checkpoint_of_other_samples_is_refused_and_what_would_work_is_said(config: Config) -> None:
     trajectory = trajectory_of(config)
-    TrainState(5, 80, "f", trajectory).check_continues(config, "f")
+    TrainState(5, "f", trajectory).check_continues(config, "f")
     expected = r"step 5 was made with another way to pack, order and mask \(samples_version {}, here 2\).*init_from"
     with pytest.raises(ConfigError, match=expected.format(3)):
-        TrainState(5, 80, "f", trajectory | {"samples_version": 3}).check_continues(config, "f")
+        TrainState(5, "f", trajectory | {"samples_version": 3}).check_continues(config, "f")
     del trajectory["samples_version"]
     with pytest.raises(ConfigError, match=expected.format(1)):
-        TrainState(5, 80, "f", trajectory).check_continues(config, "f")
+        TrainState(5, "f", trajectory).check_continues(config, "f")
