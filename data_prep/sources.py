@@ -4,21 +4,17 @@ Paths are seen from the working directory, as those of every config. Each source
 weights can change without cutting the text again.
 """
 
-import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
 from data_prep.cleaning import CleaningConfig
 from data_prep.deduplication import DeduplicationConfig
 from data_prep.inputs import InputError, InputFile, Reading, find_inputs
 from data_prep.near_duplicates import NearDuplicateConfig
-from deberta_scale.config_data import ConfigError, Section, Weight
-from deberta_scale.config_file import apply_override, describe_problem
+from deberta_scale.config_data import Section, Weight
+from deberta_scale.config_file import Location, read_tree, validate
 
 DEFAULT_VALIDATION_FRACTION = 0.05
 
@@ -92,33 +88,13 @@ class DataDescription(Section):
         return {name: source.weight / total for name, source in self.sources.items()}
 
 
-def load_description(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> DataDescription:
-    """Read a YAML file, apply `key.sub=value` overrides, validate.
+def load_description(path: Path | str) -> DataDescription:
+    """Read and validate a YAML file.
 
     Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
     """
     path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _LoaderOfUniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a date or a number that there is not
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys such as sources: and tokenizer:, found {type(tree).__name__}")
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return DataDescription.model_validate(tree)
-    except RecursionError:
-        raise ConfigError(f"{path}: an alias (*name) stands inside of what it repeats") from None
-    except ValidationError as error:
-        told = error.errors()
-        of_all = {problem["loc"] for problem in told}
-        problems = [_problem(problem) for problem in told if _location_of_all(problem["loc"]) not in of_all]
-        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+    return validate(DataDescription, read_tree(path, DataDescription), path, same_mistake_at=_location_of_all)
 
 
 def find_source_inputs(description: DataDescription) -> dict[str, list[InputFile]]:
@@ -143,48 +119,10 @@ def find_source_inputs(description: DataDescription) -> dict[str, list[InputFile
     return files
 
 
-class _LoaderOfUniqueKeys(yaml.SafeLoader):
-    """Of two sources with one name, YAML would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    "while reading keys", node.start_mark, f"{key.value!r} is given twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _problem(problem: ErrorDetails) -> str:
-    """As configs say it; with the nearest known key also inside a source."""
-    *section, key = problem["loc"] or ("",)
-    known = _section_at(DataDescription, section)
-    if problem["type"] != "extra_forbidden" or known is None:
-        return describe_problem(problem)
-    nearest = difflib.get_close_matches(str(key), known.model_fields, n=1)
-    hint = f"; did you mean '{'.'.join(map(str, [*section, *nearest]))}'?" if nearest else ""
-    return f"{'.'.join(map(str, [*section, key]))}: unknown key{hint}"
-
-
-def _location_of_all(location: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
+def _location_of_all(location: Location) -> Location | None:
     """Where the `cleaning` of all sources holds what one of them holds too, and with it the same mistake."""
     is_of_source = len(location) > 2 and (location[0], location[2]) == ("sources", "cleaning")
     return location[2:] if is_of_source else None
-
-
-def _section_at(schema: type[BaseModel], location: list[Any]) -> type[BaseModel] | None:
-    """The section that a key lies in: also one of those that a mapping holds."""
-    kind: Any = schema
-    for part in location:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
-        else:
-            kind = get_args(kind)[1] if get_origin(kind) is dict else None
-        if get_origin(kind) in (Union, UnionType):
-            kind = next((each for each in get_args(kind) if each is not type(None)), None)
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _merged(general: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:

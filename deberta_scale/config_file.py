@@ -1,15 +1,23 @@
-"""A YAML file and `key.sub=value` words → Config, or every problem said at once. Imports no torch."""
+"""A YAML file and `key.sub=value` words → Config, or every problem said at once. Imports no torch.
+
+Files with another schema, such as data descriptions, are read in the same way: `read_tree`, then `validate`.
+"""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deberta_scale.config import Config, ConfigError
+from deberta_scale.config import Config, ConfigError, MixtureConfig
+
+Schema = TypeVar("Schema", bound=BaseModel)
+Location = tuple[int | str, ...]
+"""Keys, and numbers of items, from the outermost section to a value."""
 
 
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -19,49 +27,99 @@ def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
     """
     path = Path(path)
-    tree = _read(path, "model: and data:")
+    tree = read_tree(path, Config)
     _open_mixture(tree)
     for override in overrides:
-        apply_override(tree, override)
+        _apply_override(tree, override)
         _open_mixture(tree)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors()]
-        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems)) from None
+    return validate(Config, tree, path)
 
 
-def _read(path: Path, keys: str) -> dict[str, Any]:
+def read_tree(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    """What a YAML file holds; a date in it is text, since no key of ours is one and directories are named so.
+
+    Raises ConfigError naming the file for one that cannot be read, is no YAML, gives a key twice, or does not hold keys
+    at all, with those that `schema` requires.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    tree = _parsed(text, f"{path}: ")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys such as {keys}, found {type(tree).__name__}")
+        required = [f"{name}:" for name, field in schema.model_fields.items() if field.is_required()]
+        raise ConfigError(f"{path}: expected keys such as {' and '.join(required)}, found {type(tree).__name__}")
     return tree
+
+
+def validate(
+    schema: type[Schema],
+    tree: dict[str, Any],
+    path: Path,
+    same_mistake_at: Callable[[Location], Location | None] = lambda location: None,
+) -> Schema:
+    """Raises ConfigError listing every problem of what `read_tree` found in `path`, each with its key and, for unknown
+    keys, the nearest known one. A problem is left out when there is one at the location `same_mistake_at` of its own.
+    """
+    try:
+        return schema.model_validate(tree)
+    except RecursionError:
+        raise ConfigError(f"{path}: an alias (*name) stands inside of what it repeats") from None
+    except ValidationError as error:
+        found = error.errors()
+        locations = {problem["loc"] for problem in found}
+        told = [_told(problem, schema) for problem in found if same_mistake_at(problem["loc"]) not in locations]
+        raise ConfigError(f"{path}: {len(told)} problem(s)\n" + "\n".join(f"  {line}" for line in told)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Of two values of one key, YAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading keys", node.start_mark, f"{key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _parsed(text: str, where: str) -> Any:
+    """`where` begins the message of the ConfigError."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits
+        raise ConfigError(f"{where}not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}not valid YAML: nested too deeply") from None
 
 
 def _open_mixture(tree: dict[str, Any]) -> None:
     data = tree.get("data")
     if isinstance(data, dict) and isinstance(data.get("mixture"), str):
         try:
-            data["mixture"] = _read(Path(data["mixture"]), "sources:")
+            data["mixture"] = read_tree(Path(data["mixture"]), MixtureConfig)
         except ConfigError as error:
             raise ConfigError(f"data.mixture: {error}") from None
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `key.sub=value` in a tree read from YAML. Raises ConfigError when it is not of this form."""
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `key.sub=value` in a tree. Raises ConfigError when it is not of this form."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"override {override!r}: expected key=value, for instance train.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    value = _parsed(text, f"override {override!r}: ")
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
@@ -70,26 +128,14 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _section_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
-    section: Any = Config
-    for part in location:
-        if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
-            return None
-        section = section.model_fields[part].annotation
-        if get_origin(section) in (Union, UnionType):
-            section = next((arg for arg in get_args(section) if arg is not type(None)), None)
-    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
-
-
-def describe_problem(problem: ErrorDetails) -> str:
+def _told(problem: ErrorDetails, schema: type[BaseModel]) -> str:
     """One of pydantic's errors for people: the key, what is wrong, the value given."""
     location = problem["loc"]
     key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        section = _section_at(tuple(location[:-1]))
+        section = _section_at(schema, location[:-1])
         nearest = difflib.get_close_matches(str(location[-1]), section.model_fields if section else [], n=1)
-        prefix = ".".join(map(str, location[:-1]))
-        hint = f"; did you mean '{prefix + '.' if prefix else ''}{nearest[0]}'?" if nearest else ""
+        hint = f"; did you mean '{'.'.join(map(str, (*location[:-1], *nearest)))}'?" if nearest else ""
         return f"{key}: unknown key{hint}"
     if problem["type"] == "missing":
         return f"{key}: required, but not given"
@@ -97,3 +143,20 @@ def describe_problem(problem: ErrorDetails) -> str:
     shown = problem.get("input")
     given = f" (given: {shown!r})" if isinstance(shown, str | int | float | bool | list) else ""
     return f"{key}: {message}{given}" if key else message
+
+
+def _section_at(schema: type[BaseModel], location: Location) -> type[BaseModel] | None:
+    """The section that stands there, also in a mapping or a list."""
+    kind: Any = schema
+    for part in location:
+        if _is_section(kind):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            kind = {dict: get_args(kind)[1:], tuple: get_args(kind)}.get(get_origin(kind), (None,))[0]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((each for each in get_args(kind) if each is not type(None)), None)
+    return kind if _is_section(kind) else None
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

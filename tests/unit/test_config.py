@@ -44,6 +44,19 @@ def test_unknown_key_names_the_file_the_key_and_the_nearest_known_one(minimal: P
     assert "model.hiden_size: unknown key; did you mean 'model.hidden_size'?" in message
 
 
+def test_a_mistyped_key_inside_of_a_list_has_its_nearest_one_too(minimal: Path) -> None:
+    mixture = "{sources: {a: {shards: x, wieght: 1, max_epochs: 1}}, phases: [{from_stp: 5, weights: {a: 1}}]}"
+    message = message_of(minimal, "data.shards=null", f"data.mixture={mixture}")
+    assert "data.mixture.sources.a.wieght: unknown key; did you mean 'data.mixture.sources.a.weight'?" in message
+    assert "data.mixture.phases.0.from_stp: unknown key; did you mean 'data.mixture.phases.0.from_step'?" in message
+
+
+def test_a_directory_may_be_named_by_a_date(minimal: Path) -> None:
+    assert load(minimal, ["run_dir=2026-05-01"]).run_dir == Path("2026-05-01")
+    minimal.write_text(MINIMAL.replace("runs/x", "2026-05-01"))
+    assert load(minimal).run_dir == Path("2026-05-01")
+
+
 def test_checkpoints_to_keep_for_good_are_ones_that_are_saved(minimal: Path) -> None:
     message = message_of(minimal, "train.save_every_steps=20", "train.keep_every_steps=50")
     assert "keep_every_steps 50 is not a multiple of save_every_steps 20" in message
@@ -91,7 +104,25 @@ def test_missing_and_broken_files_are_errors(tmp_path: Path) -> None:
     broken.write_text("model: [")
     assert "not valid YAML" in message_of(broken)
     broken.write_text("just text")
-    assert "expected keys" in message_of(broken)
+    assert "expected keys such as run_dir: and model: and data:" in message_of(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {steps: 1, steps: 2}", "'steps' is given twice"),
+        ("train: {steps: " + "9" * 5000 + "}", "not valid YAML: Exceeds the limit"),
+        ("[" * 10_000, "not valid YAML: nested too deeply"),
+        ("model: " + "[" * 10_000, "not valid YAML: nested too deeply"),
+    ],
+    ids=["twice", "digits", "nested", "nested below a key"],
+)
+def test_what_yaml_reads_wrongly_or_not_at_all_is_said_for_files_and_overrides(
+    minimal: Path, text: str, expected: str
+) -> None:
+    assert f"override 'train={text}': " in (message := message_of(minimal, f"train={text}")) and expected in message
+    minimal.write_text(text)
+    assert (message := message_of(minimal)).startswith(f"{minimal}: ") and expected in message
 
 
 def test_batch_that_does_not_divide_names_the_numbers_that_would(minimal: Path) -> None:
