@@ -83,13 +83,20 @@ FORMS = {
 }
 
 
-def train_pieces(texts: list[str], size: int, *, byte_fallback: bool = True, own: tuple[str, ...] = ()) -> bytes:
+def train_pieces(
+    texts: list[str],
+    size: int,
+    *,
+    byte_fallback: bool = True,
+    own: tuple[str, ...] = (),
+    model_type: str = "unigram",
+) -> bytes:
     """A sentencepiece model with the special ids of V2 and V3, of every character and the pieces of our `own`."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
-        model_type="unigram",
+        model_type=model_type,
         vocab_size=size,
         hard_vocab_limit=False,
         character_coverage=1.0,

@@ -1,5 +1,6 @@
 """Pieces of a sentencepiece model: those of data_prep/train_tokenizer.py and of the released V2 and V3."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -73,10 +74,12 @@ class SentencePieces:
         return sentencepiece.SentencePieceProcessor(model_proto=self.processor.serialized_model_proto() + _AS_IT_IS)
 
     def _is_symbol(self, token: int) -> bool:
-        """The score of any other piece is the logarithm of a probability."""
+        """Has the score 0. That of any other piece is the logarithm of a probability, or with byte pairs minus the
+        number of its merge, which for the first one is -0.0."""
         processor = self.processor
         is_piece = not (processor.is_byte(token) or processor.is_unused(token) or self._is_special(token))
-        return is_piece and processor.get_score(token) == 0.0
+        score = processor.get_score(token)
+        return is_piece and score == 0.0 and math.copysign(1.0, score) == 1.0
 
     def _is_special(self, token: int) -> bool:
         return bool(self.processor.is_control(token) or self.processor.is_unknown(token))

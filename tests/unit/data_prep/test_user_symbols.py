@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from data_prep.train_tokenizer import VocabularySizeError, train
 from data_prep.user_symbols import check_user_symbols
 from deberta_scale.convert.tokenizer_files import fast_tokenizer, tokenizer_files
 from deberta_scale.data.tokenizer import SPECIAL, Tokenizer
+from tests.vocabularies import train_pieces
 
 SYMBOLS = ("<ent>", "</ent>", "<ent>s", "->", "e.g.", '"q,r"', "§§", "人名", "--x")
 VOCABULARY = 700
@@ -58,6 +60,18 @@ def test_symbols_take_the_ids_after_the_special_pieces_and_bytes_follow(tokenize
 def test_symbols_are_pieces_and_the_longest_is_found(tokenizer: Tokenizer) -> None:
     assert pieces_of(tokenizer, "<ent><ent>s</ent>") == ["▁", "<ent>", "<ent>s", "</ent>"]
     assert pieces_of(tokenizer, "§§ 人名") == ["▁", "§§", "▁", "人名"]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_only_what_the_user_asked_for_is_a_symbol_in_a_model_of_any_kind(model_type: str) -> None:
+    """A text is cut as by sentencepiece alone where it has no symbol."""
+    lines = ["the end of the day is the end of the way"] * 50
+    model = train_pieces(lines, 300, own=("<x>", "->"), model_type=model_type)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokenizer = Tokenizer(processor)
+    assert tokenizer.symbols == ("<x>", "->")
+    text = "where they ended, he said"
+    assert pieces_of(tokenizer, text) == processor.encode(text, out_type=str)
 
 
 def test_likelier_pieces_that_reach_over_a_border_cut_no_symbol(tmp_path: Path) -> None:
