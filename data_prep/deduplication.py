@@ -14,10 +14,8 @@ texts the chance that any two share one is 1.5e-21 (n**2 / 2**129); with 64 bits
 
 import bisect
 import hashlib
-import os
-import socket
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from pydantic import model_validator
 
 from data_prep.records import Document
 from deberta_scale.config_data import PositiveInt, Section
-from deberta_scale.durable import sync
+from deberta_scale.durable import written_durably
 
 DIGEST_BYTES = 16
 DOCUMENTS, PARAGRAPHS = "documents", "paragraphs"
@@ -37,7 +35,8 @@ _BYTES_PER_MERGED_RECORD = 100
 """With what sorting and comparing need: 66 measured of few repeats, 87 of nothing but repeats."""
 
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u8")])
-_PAIR = np.dtype([("unit", "<u4"), ("first_unit", "<u4"), ("number", "<u8"), ("first", "<u8")])
+_REPEAT = np.dtype([("unit", "<u4"), ("number", "<u8")])
+_MEMBER = np.dtype([("begins", "?"), ("unit", "<u4"), ("number", "<u8")])
 _UNITS = ("documents", "paragraphs", "characters")
 
 
@@ -51,16 +50,17 @@ class DeduplicationConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DeduplicationConfig":
-        shortest = self.min_paragraph_characters
-        if not self.paragraphs and shortest != type(self).model_fields["min_paragraph_characters"].default:
+        if not self.paragraphs and "min_paragraph_characters" in self.model_fields_set:
             raise ValueError(
-                f"min_paragraph_characters {shortest} has no effect without paragraphs: true; add that, or leave it out"
+                f"min_paragraph_characters {self.min_paragraph_characters} has no effect without paragraphs: true; add"
+                " that, or leave it out"
             )
         return self
 
 
 class RunWriter:
-    """Digests with their numbers, written in sorted runs: `NAME-000000.run.npy`, ..."""
+    """Digests with their numbers, written in sorted runs: `NAME-000000.run.npy`, ... Publishing the directory around
+    them is the caller's part."""
 
     def __init__(self, directory: Path, name: str, *, keep_repeats: bool, run_records: int = RUN_RECORDS) -> None:
         """`keep_repeats`: whether a run holds each digest as often as it came. If not, what comes again within a run is
@@ -90,9 +90,9 @@ class RunWriter:
         records["number"] = np.frombuffer(self._numbers, dtype=np.uint64)[order]
         if not self._keep_repeats:
             begins = _begins_group(records)
-            save_whole(self.directory / f"{self._run_name}.repeats.npy", np.sort(records["number"][~begins]))
+            np.save(self.directory / f"{self._run_name}.repeats.npy", np.sort(records["number"][~begins]))
             records = records[begins]
-        save_whole(self.directory / f"{self._run_name}.run.npy", records)
+        np.save(self.directory / f"{self._run_name}.run.npy", records)
         self.num_runs += 1
         self._digests, self._numbers = bytearray(), array("Q")
 
@@ -146,13 +146,21 @@ def ranges_needed(units: Sequence[Path], name: str, memory_bytes: int = MERGE_BY
     return max(1, -(-file_bytes * _BYTES_PER_MERGED_RECORD // (_RECORD.itemsize * memory_bytes)))
 
 
-def merge_range(units: Sequence[Path], name: str, number: int, num_ranges: int, merged: Path) -> Path:
-    """Compare the digests of one range, and write which repeat which into the directory `merged`; returns the file.
+def merge_range(
+    units: Sequence[Path],
+    name: str,
+    number: int,
+    num_ranges: int,
+    merged: Path,
+    found_in: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Path:
+    """Compare the digests of one range, and write what is found into the directory `merged`; returns the file.
+    `found_in` is `repeats_among` or `groups_among`.
 
     Ranges can be merged in any order, by any number of processes; one that is done is not done again. Reads each run
     at one place, a logarithm of its length apart, and has one file open at a time.
     """
-    path = merged / f"{name}-{number:05d}-of-{num_ranges:05d}.pairs.npy"
+    path = merged / f"{name}-{number:05d}-of-{num_ranges:05d}.merged.npy"
     if path.exists():
         return path
     ends = [which * 2**64 // num_ranges for which in (number, number + 1)]
@@ -172,21 +180,36 @@ def merge_range(units: Sequence[Path], name: str, number: int, num_ranges: int, 
     records = records[order]
     of_unit = np.repeat(np.array(unit_numbers, dtype=np.uint32), lengths)[order]
     del order
-    begins = _begins_group(records)
-    first = np.flatnonzero(begins)[np.cumsum(begins)[~begins] - 1]
-    pairs = np.empty(len(first), dtype=_PAIR)
-    pairs["unit"], pairs["number"] = of_unit[~begins], records["number"][~begins]
-    pairs["first_unit"], pairs["first"] = of_unit[first], records["number"][first]
-    save_whole(path, pairs[np.lexsort((pairs["number"], pairs["unit"]))])
+    with written_durably(path) as file:
+        np.save(file, found_in(records, of_unit))
     return path
 
 
-def merged_pairs(merged: Path, name: str) -> list[Any]:
-    """What `merge_range` wrote, a memory-mapped array for each range, sorted by (unit, number).
+def repeats_among(records: np.ndarray, of_unit: np.ndarray) -> np.ndarray:
+    """Of sorted records and their units: those that repeat an earlier one, as `unit` and `number`, sorted by these."""
+    repeats = ~_begins_group(records)
+    found = np.empty(np.count_nonzero(repeats), dtype=_REPEAT)
+    found["unit"], found["number"] = of_unit[repeats], records["number"][repeats]
+    return found[np.lexsort((found["number"], found["unit"]))]
+
+
+def groups_among(records: np.ndarray, of_unit: np.ndarray) -> np.ndarray:
+    """Of sorted records and their units: all that share their digest, as `unit` and `number`, group by group in input
+    order; `begins` marks the first of each group."""
+    begins = _begins_group(records)
+    shared = ~begins
+    shared[:-1] |= ~begins[1:]
+    found = np.empty(np.count_nonzero(shared), dtype=_MEMBER)
+    found["begins"], found["unit"], found["number"] = begins[shared], of_unit[shared], records["number"][shared]
+    return found
+
+
+def merged_ranges(merged: Path, name: str) -> list[Any]:
+    """What `merge_range` wrote, a memory-mapped array for each range.
 
     Raises ValueError when a range is missing, or `merged` holds ranges of different counts.
     """
-    paths = sorted(merged.glob(f"{name}-*.pairs.npy"))
+    paths = sorted(merged.glob(f"{name}-*.merged.npy"))
     counts = {int(path.name.split(".")[0].rpartition("-of-")[2]) for path in paths}
     if len(counts) != 1 or len(paths) != max(counts):
         raise ValueError(
@@ -196,13 +219,13 @@ def merged_pairs(merged: Path, name: str) -> list[Any]:
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
-def repeats_in(unit: int, directory: Path, pairs: Sequence[Any], name: str) -> np.ndarray:
+def repeats_in(unit: int, directory: Path, ranges: Sequence[Any], name: str) -> np.ndarray:
     """The numbers of a unit's documents, or paragraphs, that repeat an earlier one, rising: 8 bytes each.
 
-    `directory` is the unit's, with its runs; `pairs` are those of `merged_pairs`.
+    `directory` is the unit's, with its runs; `ranges` are the `merged_ranges` of `repeats_among`.
     """
     found = [np.load(path) for path in sorted(directory.glob(f"{name}-*.repeats.npy"))]
-    for of_range in pairs:
+    for of_range in ranges:
         of_unit = of_range["unit"]
         start, end = bisect.bisect_left(of_unit, unit), bisect.bisect_right(of_unit, unit)
         found.append(np.array(of_range["number"][start:end]))
@@ -294,13 +317,3 @@ def _begins_group(records: np.ndarray) -> np.ndarray:
 
 def _runs(directory: Path, name: str) -> list[Path]:
     return sorted(directory.glob(f"{name}-*.run.npy"))
-
-
-def save_whole(path: Path, array: np.ndarray) -> None:
-    """Whole after a crash, or not there; by several processes at once, all with the same content."""
-    own = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    with own.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    sync(own)
-    own.rename(path)
-    sync(path.parent)

@@ -7,8 +7,8 @@ their signatures, which happens with probability 1 - (1 - s**rows)**bands at sim
 their signatures then agree in `threshold` of all places. A cluster is everything joined by such pairs.
 
     pass 1   every unit writes signatures and digests of bands into its directory: UnitSignatures
-    merge    `deduplication.merge_range` with the name BANDS finds which documents share a band with which
-    decide   one process compares the signatures of those, and finds the clusters: write_near_duplicates
+    merge    `deduplication.merge_range` with the name BANDS finds the groups of documents that share a band
+    decide   one process compares the signatures in each group, and finds the clusters: write_near_duplicates
 
 so that nothing depends on who did which unit, or on how the input is cut into units. Per document: on disk
 4 * permutations + 24 * bands bytes (896 by default); in memory nothing while it has no near-duplicate, and about 150
@@ -17,7 +17,6 @@ datasketch's own index would keep 5.5 kB of every document in memory, which is w
 """
 
 import hashlib
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,22 +25,21 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_prep.deduplication import DIGEST_BYTES, RUN_RECORDS, RunWriter, merged_pairs, save_whole
+from data_prep.deduplication import DIGEST_BYTES, RUN_RECORDS, RunWriter, merged_ranges
 from data_prep.records import Document
+from data_prep.scripts_of_text import words_of
 from deberta_scale.config_data import Fraction, PositiveInt, Section
-from deberta_scale.durable import sync
+from deberta_scale.durable import written_durably
 
 BANDS = "bands"
 DECISION_FILE = "near_duplicates.npy"
 SCHEME = "affine32"
 """datasketch's name for the permutations a * h + b mod 2**32, which it promises to keep."""
 
+_METHOD_VERSION = 2
+"""Raised when other documents count as near-duplicates with the same config: of words, or of who is compared."""
 _SIGNATURES_FILE = "signatures.bin"
 _SHINGLES_AT_ONCE = 2048
-_PAIRS_AT_ONCE = 2**16
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-"""A word, or one character of a script that does not part words: Thai, Lao, Burmese, Khmer, kana, Han."""
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _NUMBER_BITS = 40
 """Of a place in input order; the other 24 are the unit's."""
@@ -75,6 +73,7 @@ class NearDuplicateConfig(Section):
         chances = {f"{s:.2f}": round(self.chance_of_comparison(s), 4) for s in (0.5, 0.6, 0.7, 0.8, 0.9)}
         rows = self.permutations // self.bands
         return self.model_dump() | {
+            "method_version": _METHOD_VERSION,
             "rows_per_band": rows,
             "scheme": f"datasketch {SCHEME}",
             "chance_of_comparison": chances,
@@ -94,18 +93,18 @@ def load_datasketch() -> Any:
 
 
 class UnitSignatures:
-    """Writes the signatures of a unit's documents, one row for each, and the digests of their bands.
+    """Writes the signatures of a unit's documents, one row for each, and the digests of their bands. Publishing the
+    directory around them is the caller's part.
 
     A document without a word has no band, and so no near-duplicate.
     """
 
     def __init__(self, directory: Path, config: NearDuplicateConfig, *, run_records: int = RUN_RECORDS) -> None:
         """Raises ValueError when datasketch is missing."""
-        self.config, self._directory = config, directory
+        self.config = config
         self._make_signature = load_datasketch().MinHash
         self._permutations = self._make_signature(config.permutations, seed=config.seed, scheme=SCHEME).permutations
-        self._temporary = directory / f"{_SIGNATURES_FILE}.tmp"
-        self._file = self._temporary.open("wb")
+        self._file = (directory / _SIGNATURES_FILE).open("wb")
         self._bands = RunWriter(directory, BANDS, keep_repeats=True, run_records=run_records)
         self._num_documents = 0
 
@@ -131,15 +130,12 @@ class UnitSignatures:
 
     def finish(self) -> None:
         self._file.close()
-        sync(self._temporary)
-        self._temporary.rename(self._directory / _SIGNATURES_FILE)
-        sync(self._directory)
         self._bands.finish()
 
 
 def shingles_of(document: Document, shingle_words: int) -> np.ndarray:
     """[number of shingles] uint32: a hash of each; of all words together where there are fewer than `shingle_words`."""
-    words = _WORD.findall("\n".join(document).lower())
+    words = words_of("\n".join(document).lower())
     hashes = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.uint64)
     width = min(shingle_words, len(hashes))
     if not width:
@@ -161,19 +157,20 @@ def write_near_duplicates(config: NearDuplicateConfig, units: Sequence[Path], me
     path = merged / DECISION_FILE
     if path.exists():
         return path
+    from data_prep.band_groups import alike_in, stretches_of  # compiled and slow to import, for one process only
+
+    least = int(np.count_nonzero(np.arange(config.permutations + 1) / config.permutations < config.threshold))
     alike = np.empty((0, 2), dtype=np.uint64)
     found: list[np.ndarray] = []
-    for pairs in merged_pairs(merged, BANDS):
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            block = pairs[start : start + _PAIRS_AT_ONCE]
-            first = _signatures(units, block["first_unit"], block["first"], config.permutations)
-            other = _signatures(units, block["unit"], block["number"], config.permutations)
-            chosen = block[(first == other).mean(axis=1) >= config.threshold]
-            places = [_place(chosen["first_unit"], chosen["first"]), _place(chosen["unit"], chosen["number"])]
-            found.append(np.stack(places, axis=1))
+    for groups in merged_ranges(merged, BANDS):
+        for documents, borders in stretches_of(groups["begins"]):
+            of_unit, numbers = groups["unit"][documents], groups["number"][documents]
+            pairs = alike_in(_signatures(units, of_unit, numbers, config.permutations), borders, least)
+            found.append(_place(of_unit, numbers)[pairs])
             if sum(map(len, found)) > max(len(alike), 2**20):  # the same pair may come from every band
                 alike, found = _distinct(np.concatenate([alike, *found])), []
-    save_whole(path, _all_but_firsts(_distinct(np.concatenate([alike, *found]))))
+    with written_durably(path) as file:
+        np.save(file, _all_but_firsts(_distinct(np.concatenate([alike, *found]))))
     return path
 
 

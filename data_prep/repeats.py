@@ -27,9 +27,11 @@ from data_prep.deduplication import (
     DeduplicationConfig,
     UnitDigests,
     Unrepeated,
+    groups_among,
     merge_range,
-    merged_pairs,
+    merged_ranges,
     ranges_needed,
+    repeats_among,
     repeats_in,
 )
 from data_prep.inputs import InputError
@@ -136,7 +138,7 @@ class Repeats:
     def filter_of(self, unit: int, kinds: Sequence[str] = (DOCUMENTS, PARAGRAPHS)) -> Unrepeated:
         """What omits a unit's documents, near-duplicates among them, and paragraphs; `kinds`: those found by now."""
         found = {
-            kind: repeats_in(unit, self.finished(which).directory(unit), merged_pairs(self.merged, kind), kind)
+            kind: repeats_in(unit, self.finished(which).directory(unit), merged_ranges(self.merged, kind), kind)
             for which in self.config.passes
             for kind in which.kinds
             if kind in kinds
@@ -155,7 +157,8 @@ class Repeats:
             )
 
     def merge_range(self, which: Pass, name: str, number: int, num_ranges: int) -> None:
-        merge_range(self._directories(which), name, number, num_ranges, self.merged)
+        found_in = groups_among if name == BANDS else repeats_among
+        merge_range(self._directories(which), name, number, num_ranges, self.merged, found_in)
 
     def _merge(self, which: Pass, share: Share, workers: int) -> None:
         self.merged.mkdir(exist_ok=True)

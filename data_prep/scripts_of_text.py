@@ -1,13 +1,16 @@
-"""Which scripts a text is written in, and how text from anywhere is put before eyes.
+"""Which scripts a text is written in, what its words are, and how text from anywhere is put before eyes.
 
 A script is no language: Latin says neither English nor French. But a script that should not be there, or one that is
 missing, is seen at once, and it needs no model that guesses.
 """
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from functools import cache
+
+from deberta_scale.data.tokenizer_pieces import UNSPACED_RANGES
 
 OTHER = "other"
 """Letters of no script of their own, as the modifier letter apostrophe, and those that Python has no name of."""
@@ -32,6 +35,8 @@ _HIDDEN = re.compile(
 """What steers a terminal or turns the direction of the text around it, and what XML or UTF-8 cannot hold. Joiners stay:
 Persian and Hindi are written with them."""
 
+_JOINERS = "\u200c\u200d"
+
 
 @cache
 def script_of(character: str) -> str | None:
@@ -54,6 +59,21 @@ def scripts_of(text: str) -> Counter[str]:
         if script := script_of(character):
             letters[script] += times
     return letters
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, without what stands between them; of scripts that are written without spaces the characters.
+    Marks and joiners belong to the letter before them, as in Unicode's rules for words (UAX #29)."""
+    return _word_pattern().findall(text)
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
+    unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
+    letter, following = rf"[^\W{unspaced}]", f"[{marks}{_JOINERS}]"
+    ascii_alone = r"[0-9A-Z_a-z]++(?![^\0-\x7f])"  # only for speed: four times that of the general rule
+    return re.compile(rf"{ascii_alone}|(?=\w)(?:{letter}+(?:{following}+{letter}*)*|[{unspaced}]{following}*)")
 
 
 def visible(text: str) -> str:

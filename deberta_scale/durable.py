@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync(path: Path) -> None:
@@ -17,13 +19,26 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it has its old or its new content after a crash, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.rename(path)
+@contextmanager
+def written_durably(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; when the block ends well it is at `path`, which has its old or its new content after a
+    crash, never half of it. Several processes may do so at once, with the same content."""
+    own = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with own.open("wb") as file:
+            yield file
+        sync(own)
+        own.rename(path)
+    except BaseException:
+        own.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """`written_durably`, of a small file of text."""
+    with written_durably(path) as file:
+        file.write(text.encode())
 
 
 def digest_of(path: Path) -> str:

@@ -19,7 +19,7 @@ MASK_PIECE = "[MASK]"
 WORD_START, SPECIAL, PUNCTUATION, UNSPACED_SCRIPT = 1, 2, 4, 8
 """Bits of `Tokenizer.flags`."""
 
-_UNSPACED_RANGES = (
+UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -36,6 +36,7 @@ _UNSPACED_RANGES = (
     (0xFF66, 0xFF9F),  # half-width kana
     (0x20000, 0x3FFFF),  # Han supplements
 )
+"""Code points of scripts that are written without spaces, where a "word" would else be a whole sentence."""
 
 
 class TokenizerError(ValueError):
@@ -97,8 +98,8 @@ def is_punctuation(character: str) -> bool:
 
 
 def is_unspaced(code_point: int) -> bool:
-    """Is it of a script that is written without spaces, where a "word" would else be a whole sentence?"""
-    return any(low <= code_point <= high for low, high in _UNSPACED_RANGES)
+    """Is it of a script that is written without spaces?"""
+    return any(low <= code_point <= high for low, high in UNSPACED_RANGES)
 
 
 def is_continuation(byte: int) -> bool:

@@ -20,8 +20,9 @@ from data_prep.deduplication import (
     Unrepeated,
     digest_of_text,
     merge_range,
-    merged_pairs,
+    merged_ranges,
     ranges_needed,
+    repeats_among,
     repeats_in,
 )
 from data_prep.records import Document
@@ -36,7 +37,7 @@ corpora = st.lists(
 def quick_disk() -> Iterator[None]:
     """Thousands of small files are forced to disk in these tests, which takes ten times as long as all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_prep.deduplication.sync", lambda path: None)
+        patch.setattr("deberta_scale.durable.sync", lambda path: None)
         yield
 
 
@@ -49,7 +50,7 @@ def merge(units: list[Path], name: str, num_ranges: int, merged: Path) -> None:
     numbers = list(range(num_ranges))
     random.Random(num_ranges).shuffle(numbers)
     for number in numbers:
-        merge_range(units, name, number, num_ranges, merged)
+        merge_range(units, name, number, num_ranges, merged, repeats_among)
 
 
 def deduplicated(
@@ -76,8 +77,8 @@ def deduplicated(
             digests.finish()
         for kind in kinds:
             merge(places, kind, num_ranges, directory)
-            pairs = merged_pairs(directory, kind)
-            numbers[kind] = [repeats_in(unit, place, pairs, kind) for unit, place in enumerate(places)]
+            ranges = merged_ranges(directory, kind)
+            numbers[kind] = [repeats_in(unit, place, ranges, kind) for unit, place in enumerate(places)]
     kept, counts = [], []
     for unit, documents in enumerate(units):
         filters = Unrepeated(numbers[DOCUMENTS][unit], near_numbers[unit], numbers[PARAGRAPHS][unit])
@@ -184,12 +185,12 @@ def test_merging_keeps_to_the_memory_it_was_given(tmp_path: Path) -> None:
     merged.mkdir()
     tracemalloc.start()
     for number in range(num_ranges):
-        merge_range(units, DOCUMENTS, number, num_ranges, merged)
+        merge_range(units, DOCUMENTS, number, num_ranges, merged, repeats_among)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < memory_bytes
-    pairs = merged_pairs(merged, DOCUMENTS)
-    found = sum(len(repeats_in(unit, place, pairs, DOCUMENTS)) for unit, place in enumerate(units))
+    ranges = merged_ranges(merged, DOCUMENTS)
+    found = sum(len(repeats_in(unit, place, ranges, DOCUMENTS)) for unit, place in enumerate(units))
     assert found == len(all_digests) - len(set(all_digests))
 
 
@@ -209,7 +210,7 @@ def test_a_digest_that_comes_often_is_written_once_a_run(tmp_path: Path) -> None
     merged = tmp_path / "merged"
     merged.mkdir()
     merge([unit], DOCUMENTS, 3, merged)
-    assert repeats_in(0, unit, merged_pairs(merged, DOCUMENTS), DOCUMENTS).tolist() == list(range(1, 1000))
+    assert repeats_in(0, unit, merged_ranges(merged, DOCUMENTS), DOCUMENTS).tolist() == list(range(1, 1000))
 
 
 def test_digests_at_the_ends_of_the_ranges_are_compared_once(tmp_path: Path) -> None:
@@ -219,9 +220,9 @@ def test_digests_at_the_ends_of_the_ranges_are_compared_once(tmp_path: Path) -> 
     merged = tmp_path / "merged"
     merged.mkdir()
     merge(units, DOCUMENTS, 4, merged)
-    pairs = merged_pairs(merged, DOCUMENTS)
-    assert repeats_in(0, units[0], pairs, DOCUMENTS).tolist() == []
-    assert repeats_in(1, units[1], pairs, DOCUMENTS).tolist() == [0, 1, 2, 3, 4, 5]
+    ranges = merged_ranges(merged, DOCUMENTS)
+    assert repeats_in(0, units[0], ranges, DOCUMENTS).tolist() == []
+    assert repeats_in(1, units[1], ranges, DOCUMENTS).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_killed_merge_goes_on_and_leaves_the_same_files(tmp_path: Path) -> None:
@@ -230,13 +231,13 @@ def test_a_killed_merge_goes_on_and_leaves_the_same_files(tmp_path: Path) -> Non
     for directory in (merged, again):
         directory.mkdir()
     merge(units, DOCUMENTS, 3, merged)
-    merge_range(units, DOCUMENTS, 1, 3, again)
-    (again / f"{DOCUMENTS}-00000-of-00003.pairs.npy.other-1.tmp").write_bytes(b"half of it")
+    merge_range(units, DOCUMENTS, 1, 3, again, repeats_among)
+    (again / f"{DOCUMENTS}-00000-of-00003.merged.npy.other-1.tmp").write_bytes(b"half of it")
     with pytest.raises(ValueError, match="1 of 3 ranges of documents are there; merge all"):
-        merged_pairs(again, DOCUMENTS)
-    done = (again / f"{DOCUMENTS}-00001-of-00003.pairs.npy").stat().st_mtime_ns
+        merged_ranges(again, DOCUMENTS)
+    done = (again / f"{DOCUMENTS}-00001-of-00003.merged.npy").stat().st_mtime_ns
     merge(units, DOCUMENTS, 3, again)
-    assert (again / f"{DOCUMENTS}-00001-of-00003.pairs.npy").stat().st_mtime_ns == done
+    assert (again / f"{DOCUMENTS}-00001-of-00003.merged.npy").stat().st_mtime_ns == done
     for path in merged.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
 
@@ -246,6 +247,6 @@ def test_ranges_of_two_merges_are_not_mixed(tmp_path: Path) -> None:
     merge([unit], DOCUMENTS, 1, tmp_path)
     merge([unit], DOCUMENTS, 2, tmp_path)
     with pytest.raises(ValueError, match="3 of 1/2 ranges"):
-        merged_pairs(tmp_path, DOCUMENTS)
+        merged_ranges(tmp_path, DOCUMENTS)
     with pytest.raises(ValueError, match="0 of no ranges of paragraphs"):
-        merged_pairs(tmp_path, PARAGRAPHS)
+        merged_ranges(tmp_path, PARAGRAPHS)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.deduplication import merge_range
+from data_prep.deduplication import groups_among, merge_range
 from data_prep.near_duplicates import (
     BANDS,
     NearDuplicateConfig,
@@ -36,7 +36,7 @@ def near_duplicates(
             signatures.add(document)
         signatures.finish()
     for number in range(num_ranges):
-        merge_range(places, BANDS, number, num_ranges, directory)
+        merge_range(places, BANDS, number, num_ranges, directory, groups_among)
     path = write_near_duplicates(config, places, directory)
     starts = np.cumsum([0, *map(len, units)])
     return [int(starts[unit]) + int(n) for unit in range(len(units)) for n in near_duplicates_in(unit, path)]

@@ -91,7 +91,7 @@ def test_a_source_says_only_what_differs_in_its_cleaning(tmp_path: Path) -> None
     assert of_a.language.callable == "tool:code"
     assert description.sources["b"].cleaning == description.cleaning
     assert description.sources["c"].cleaning.language is None
-    assert DataDescription.model_validate(description.model_dump(mode="json")) == description
+    assert DataDescription.model_validate(description.model_dump(mode="json", exclude_unset=True)) == description
 
 
 def test_a_mistake_in_the_cleaning_of_all_is_said_once_and_one_of_a_source_with_its_name(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_duplicates_are_looked_for_in_no_source_or_in_all_together(tmp_path: Pat
     description = loaded(tmp_path, text + ", deduplication: {documents: true}, near_duplicates: {threshold: 0.7}}")
     assert (description.deduplication.documents, description.deduplication.paragraphs) == (True, False)
     assert description.near_duplicates is not None and description.near_duplicates.threshold == 0.7
-    assert DataDescription.model_validate(description.model_dump(mode="json")) == description
+    assert DataDescription.model_validate(description.model_dump(mode="json", exclude_unset=True)) == description
 
 
 def test_mistakes_about_duplicates_are_said_with_their_keys(tmp_path: Path) -> None:
