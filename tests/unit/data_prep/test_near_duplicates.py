@@ -2,6 +2,7 @@
 
 import random
 import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.band_groups import stretches_of
 from data_prep.deduplication import groups_among, merge_range
 from data_prep.near_duplicates import (
     BANDS,
@@ -19,6 +21,8 @@ from data_prep.near_duplicates import (
     write_near_duplicates,
 )
 from data_prep.records import Document, paragraphs_of
+from data_prep.scripts_of_text import words_of
+from deberta_scale.data.tokenizer_pieces import is_unspaced
 
 CONFIG = NearDuplicateConfig()
 
@@ -110,6 +114,47 @@ def test_the_librarys_own_index_finds_the_same_candidates(tmp_path: Path, novels
     assert found == expected
 
 
+def clusters_of_all_pairs(corpus: list[Document], config: NearDuplicateConfig, directory: Path) -> list[int]:
+    """Numbers of all but the first of each cluster, from the definition, one pair after the other."""
+    directory.mkdir()
+    make = UnitSignatures(directory, config)
+    signatures = [make.signature_of(shingles_of(document, config.shingle_words)) for document in corpus]
+    cluster = list(range(len(corpus)))
+    for one, other in combinations(range(len(corpus)), 2):
+        agree = signatures[one] == signatures[other]
+        if agree.reshape(config.bands, -1).all(axis=1).any() and agree.mean() >= config.threshold:
+            cluster = [cluster[one] if each == cluster[other] else each for each in cluster]
+    return [number for number in range(len(corpus)) if number != cluster.index(cluster[number])]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_documents_that_are_alike_are_found_though_the_first_of_their_band_is_like_neither(
+    tmp_path: Path, seed: int
+) -> None:
+    """With few bands a document shares its only one with many that are not like it."""
+    generator = random.Random(seed)
+    config = NearDuplicateConfig(permutations=12, bands=4, threshold=0.75, shingle_words=1, seed=seed)
+    corpus = [[" ".join(generator.sample("abcdefghijklmnopqrst", 9))] for _ in range(60)]
+    expected = clusters_of_all_pairs(corpus, config, tmp_path / "signatures")
+    assert 10 < len(expected) < 40
+    assert near_duplicates(tmp_path / "found", [corpus[:20], corpus[20:]], config) == expected
+
+
+@given(st.lists(st.integers(2, 9), max_size=6), st.integers(2, 5))
+def test_a_group_of_too_many_is_cut_into_stretches_that_all_have_its_first(sizes: list[int], most: int) -> None:
+    begins = np.concatenate([np.empty(0, bool), *(np.arange(size) == 0 for size in sizes)])
+    found = [
+        documents[start:end].tolist()
+        for documents, borders in stretches_of(begins, most)
+        for start, end in pairwise(borders.tolist())
+    ]
+    expected = []
+    for first, size in zip(np.cumsum([0, *sizes])[:-1].tolist(), sizes, strict=True):
+        for start in range(0, size, most):
+            expected.append([first] * (start > 0) + [first + n for n in range(start, min(start + most, size))])
+    assert found == expected
+
+
 def test_a_cluster_is_joined_by_pairs_and_its_first_stays(tmp_path: Path) -> None:
     words = [f"word{n}" for n in range(400)]
     chain = [[" ".join(words[start : start + 300])] for start in (40, 20, 0)]  # alike in turn, the ends are not
@@ -126,6 +171,25 @@ def test_thai_and_chinese_are_compared_by_characters(tmp_path: Path) -> None:
         other = "".join(generator.choice(alphabet) for _ in range(2000))
         corpus = [[text], [other], [text[:900] + alphabet[0] + text[900:]]]
         assert near_duplicates(tmp_path / f"{number}", [corpus]) == [2]
+
+
+def test_words_keep_their_marks_and_characters_of_unspaced_scripts_too() -> None:
+    assert words_of("हिन्दी में लिखा। தமிழ் எழுத்து!") == ["हिन्दी", "में", "लिखा", "தமிழ்", "எழுத்து"]
+    assert words_of("cafe\u0301s, نمی\u200cخواهم مُحَمَّد") == ["cafe\u0301s", "نمی\u200cخواهم", "مُحَمَّد"]
+    assert words_of("ไม่เว้น ဗမာစာ។ ខ្មែរ, 猫である。") == [
+        *("ไ", "ม่", "เ", "ว้", "น", "ဗ", "မာ", "စာ", "ខ្", "មែ", "រ", "猫", "で", "あ", "る")
+    ]
+    assert words_of("ｱｲ、𠀀𠀁ㇰx9") == ["ｱ", "ｲ", "𠀀", "𠀁", "ㇰ", "x9"]
+    assert words_of("Don't (stop) ❤\ufe0f • \u0301 …") == ["Don", "t", "stop"]
+
+
+@given(st.text(st.characters(categories=("L", "M", "N", "P", "Zs")), max_size=40))
+def test_every_letter_is_in_one_word_and_a_character_of_an_unspaced_script_begins_one(text: str) -> None:
+    words = words_of(text)
+    letters = [c for c in text if c.isalnum()]
+    assert [c for word in words for c in word if c.isalnum()] == letters
+    assert all(word[0].isalnum() or word[0] == "_" for word in words)
+    assert not any(is_unspaced(ord(c)) and c.isalnum() for word in words for c in word[1:])
 
 
 def test_documents_of_few_words_are_alike_only_when_equal_and_those_of_none_never(tmp_path: Path) -> None:
