@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from bench_prepare_text import SAMPLE_TEXT, sample_tokenizer
 
+from data_prep.command import positive_int
 from data_prep.inputs import Reading, find_inputs
 from data_prep.tokenize_corpus import tokenize
 from deberta_scale.config import DataConfig, MaskingConfig
@@ -32,22 +33,23 @@ LEAST_SECONDS = 0.2
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, help="directory of shards (default: made from data_prep/sample)")
-    parser.add_argument("--sequence-length", type=int, default=512, metavar="L")
+    parser.add_argument("--sequence-length", type=positive_int, default=512, metavar="L")
     parser.add_argument("--packing", choices=("best_fit", "concat", "doc"), default="best_fit")
-    parser.add_argument("--max-span-words", type=int, default=3, metavar="N")
-    parser.add_argument("--rows", type=int, default=2048, help="of a turn of our loader, one step (default: 2048)")
-    parser.add_argument("--micro-sequences", type=int, default=32, help="rows of a batch (default: 32)")
-    parser.add_argument("--slow-rows", type=int, default=64, help="of a turn of the two others (default: 64)")
-    parser.add_argument("--turns", type=int, default=7, help="of each side; the median counts (default: 7)")
+    parser.add_argument("--max-span-words", type=positive_int, default=3, metavar="N")
+    parser.add_argument(
+        "--rows", type=positive_int, default=2048, help="of a turn of our loader, one step (default: 2048)"
+    )
+    parser.add_argument("--micro-sequences", type=positive_int, default=32, help="rows of a batch (default: 32)")
+    parser.add_argument("--slow-rows", type=positive_int, default=64, help="of a turn of the two others (default: 64)")
+    parser.add_argument("--turns", type=positive_int, default=7, help="of each side; the median counts (default: 7)")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises ValueError for numbers that do not fit each other, and ShardError for shards that cannot be read."""
-    micro = arguments.micro_sequences
-    if min(arguments.turns, arguments.slow_rows, micro) < 1 or arguments.rows < micro or arguments.rows % micro:
+    if arguments.rows % arguments.micro_sequences:
         raise ValueError(
-            f"--rows {arguments.rows}, --micro-sequences {micro}, --slow-rows {arguments.slow_rows} and --turns"
-            f" {arguments.turns} must be positive, and the first a multiple of the second"
+            f"--rows {arguments.rows} is not a multiple of --micro-sequences {arguments.micro_sequences}; give one that"
+            " is"
         )
     torch.set_num_threads(1)
     with _shards(arguments.shards) as shards:

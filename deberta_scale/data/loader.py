@@ -182,15 +182,9 @@ class MaskedLoader:
             micro_batches += _batches(rows, self._micro_sequences)
         return StepData(micro_batches, predicted, useful, digest % DIGEST_MODULUS)
 
-    def evaluation(self, sequences: int) -> Iterator[MaskedBatch]:
-        """This rank's part of the first `sequences` rows of a fixed order, with fixed masks; of a mixture, of all parts
-        in turn."""
-        for part in self.evaluation_parts(sequences):
-            yield from part.batches
-
     def evaluation_parts(self, sequences: int, shares: dict[str, float] | None = None) -> list[EvaluationPart]:
-        """The held-out rows source by source: `shares` of `sequences` (of a run without phases, the weights), at least
-        one row of each and never more than there are.
+        """The held-out rows source by source, this rank's part of them: `shares` of `sequences` (of a run without
+        phases, the weights), at least one row of each and never more than there are, always with the same masks.
 
         All ranks get the same number of batches, since ZeRO-3 needs them to go through the model together; rows that
         are missing at the end are empty.

@@ -12,17 +12,12 @@ from deberta_scale.data.hashing import key_of, mix
 _ROUNDS = 4
 
 
-def locate(sample: int, num_rows: int, seed: int) -> tuple[int, int]:
-    """(epoch, row) of sample number `sample` of a run over `num_rows` rows. Each epoch reads every row once."""
-    epoch, place = divmod(sample, num_rows)
-    return epoch, int(permuted(place, num_rows, seed, epoch))
-
-
 @numba.njit(cache=True, nogil=True)
 def rows_of(
     sources: np.ndarray, numbers: np.ndarray, num_rows: np.ndarray, seeds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover - compiled
-    """(epochs, rows) [n] int64 of sample numbers[i] of source sources[i]; `num_rows` and `seeds` [S] are by source."""
+    """(epochs, rows) [n] int64 of sample numbers[i] of source sources[i]; `num_rows` and `seeds` [S] are by source.
+    Each epoch reads every row once."""
     epochs, rows = np.empty_like(numbers), np.empty_like(numbers)
     for index in range(len(numbers)):
         size, seed = num_rows[sources[index]], seeds[sources[index]]

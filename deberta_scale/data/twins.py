@@ -69,6 +69,12 @@ class PlainMasker:
     """masking.Masker"""
 
     def __init__(self, config: MaskingConfig, tokenizer: Tokenizer) -> None:
+        """Raises ValueError for `compat: official`, of which there is no twin number by number."""
+        if config.compat != "none":
+            raise ValueError(
+                f"masking.compat {config.compat}: the plain twin masks only as with none; compare with"
+                " OfficialGenerator, whose distribution is the same"
+            )
         self.config, self.mask_id = config, tokenizer.mask_id
         self.flags: list[int] = tokenizer.flags().tolist()
         self.replacements = [token for token, flags in enumerate(self.flags) if not flags & SPECIAL]

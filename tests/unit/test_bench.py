@@ -84,5 +84,7 @@ def test_what_cannot_be_measured_is_said_in_one_message(small: list[str | Path],
     answer = bench("loader", "--shards", tmp_path)
     assert answer.returncode == 1 and "manifest.json" in answer.stderr and "Traceback" not in answer.stderr
     answer = bench(*small, "--rows=9")
-    assert answer.returncode == 1 and "--rows 9" in answer.stderr
+    assert answer.returncode == 1 and "--rows 9 is not a multiple of --micro-sequences 4" in answer.stderr
+    answer = bench(*small, "--turns=0")
+    assert answer.returncode == 2 and "--turns: 0 is not a positive number" in answer.stderr
     assert bench("nothing").returncode == 2

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ConfigError, DataConfig, MaskingConfig
 from deberta_scale.data.loader import DIGEST_MODULUS, MaskedLoader
 from deberta_scale.data.shards import ShardError, ShardSet, ShardWriter, write_manifest
@@ -97,6 +98,12 @@ def test_every_array_is_that_of_the_plain_twin(prepared_shards: Path, packing: s
                     torch.testing.assert_close(value, getattr(expected, name), rtol=0, atol=0, msg=name)
                 else:
                     assert value == getattr(expected, name), name
+
+
+def test_the_plain_twin_refuses_what_it_does_not_mask_like(prepared_shards: Path) -> None:
+    config = DataConfig(shards=prepared_shards, sequence_length=64, masking=MaskingConfig(compat="official"))
+    with pytest.raises(ValueError, match=r"masking\.compat official: the plain twin .* OfficialGenerator"):
+        PlainLoader(prepared_shards / "train", config, seed=1)
 
 
 def test_rows_of_several_shards_are_those_of_one_stream(prepared_shards: Path, tmp_path: Path) -> None:
@@ -189,11 +196,15 @@ def test_batches_name_predicted_places_in_the_flat_batch(prepared_shards: Path) 
     assert batch.token_ids.dtype == batch.predict_ids.dtype == torch.int64
 
 
+def evaluation_batches(loader: MaskedLoader, sequences: int) -> list[MaskedBatch]:
+    return [batch for part in loader.evaluation_parts(sequences) for batch in part.batches]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_reads_the_first_rows_once_in_equally_many_batches(prepared_shards: Path, world_size: int) -> None:
     loaders = [open_split(prepared_shards, rank, world_size) for rank in range(world_size)]
     for sequences in (10, 10**6):
-        batches = [list(loader.evaluation(sequences)) for loader in loaders]
+        batches = [evaluation_batches(loader, sequences) for loader in loaders]
         assert len({len(of_rank) for of_rank in batches}) == 1
         rows = [row for of_rank in batches for batch in of_rank for row in batch.token_ids.tolist() if any(row)]
         assert len(rows) == min(sequences, len(loaders[0]))
@@ -201,7 +212,7 @@ def test_evaluation_reads_the_first_rows_once_in_equally_many_batches(prepared_s
 
 
 def test_evaluation_does_not_depend_on_the_seed_of_the_run(prepared_shards: Path) -> None:
-    first, second = (next(open_split(prepared_shards, seed=seed).evaluation(4)) for seed in (1, 2))
+    (first,), (second,) = (evaluation_batches(open_split(prepared_shards, seed=seed), 4) for seed in (1, 2))
     assert torch.equal(first.token_ids, second.token_ids)
 
 

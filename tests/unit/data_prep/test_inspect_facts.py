@@ -17,7 +17,7 @@ from data_prep.tokenize_corpus import tokenize
 from deberta_scale.config_file import load
 from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.data.mixture import BLOCK, Mixture
-from deberta_scale.data.sampling import locate
+from deberta_scale.data.sampling import rows_of
 from deberta_scale.data.shards import ShardSet
 from deberta_scale.data.sources import seed_of
 from deberta_scale.data.tokenizer import Tokenizer
@@ -161,7 +161,8 @@ def test_rows_are_those_that_the_config_trains_on(
     numbers = np.arange(-(-len(loader) // BLOCK) * BLOCK)
     if config.data.mixture is not None:
         _, numbers = Mixture(config.data.mixture, 1, config.seed).locate(numbers)
-    sample_of_row = {locate(int(number), len(loader), seed): sample for sample, number in enumerate(numbers)}
+    located = rows_of(np.zeros_like(numbers), numbers, np.array([len(loader)]), np.array([seed]))
+    sample_of_row = {place: sample for sample, place in enumerate(zip(*map(np.ndarray.tolist, located), strict=True))}
     for example in found["examples"]:
         sample = loader.sample(sample_of_row[EPOCH, example["row"]])
         used = length - example["padding"]
