@@ -158,6 +158,71 @@ def test_ranks_workers_and_restarts_share_out_the_same_mixed_samples(config: Con
         assert (digests % DIGEST_MODULUS).tolist() == expected
 
 
+CONFIG_FILE = """
+run_dir: runs/unused
+model: {{vocab_size: 1000, hidden_size: 48, num_attention_heads: 2, num_hidden_layers: 2, intermediate_size: 96}}
+data:
+  mixture:
+    sources:
+      web:
+        shards: {web}
+        weight: 3
+        max_epochs: 4
+      books:
+        shards: {books}
+        weight: 0             # not before step 2
+        max_epochs: 0.02
+    phases:
+      - from_step: 2
+        weights: {{web: 0, books: 1}}
+      - from_step: 3
+        weights: {{web: 1, books: 1}}
+  sequence_length: 64
+batch: {{sequences: 24, micro_sequences: 4}}
+optimizer: {{learning_rate: 1e-3}}
+schedule: {{warmup_steps: 1}}
+train: {{steps: 5}}
+"""
+
+
+def true_rows(loader: MaskedLoader, step: int) -> set[tuple[int, ...]]:
+    """What the rows of a step hold, without masks."""
+    rows = set()
+    for batch in loader.step(step * SEQUENCES, SEQUENCES).micro_batches:
+        batch.token_ids.view(-1)[batch.predict_positions] = batch.predict_ids
+        rows |= set(map(tuple, batch.token_ids.tolist()))
+    return rows
+
+
+def test_a_config_file_says_which_sources_which_steps_read_and_how_often(config: Config, tmp_path: Path) -> None:
+    assert config.data.mixture is not None
+    first, second = config.data.mixture.sources["first"].shards, config.data.mixture.sources["second"].shards
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG_FILE.format(web=first, books=second))
+    loader = open_mixture(load(path))
+    rows_of: dict[str, set[tuple[int, ...]]] = {}
+    for name, shards in (("web", first), ("books", second)):
+        alone = open_mixture(load(path, ["data.mixture=null", f"data.shards={shards}"]))
+        rows_of[name] = set().union(*(true_rows(alone, step) for step in range(-(-len(alone) // SEQUENCES))))
+    assert not rows_of["web"] & rows_of["books"]
+    from_web = [len(true_rows(loader, step) & rows_of["web"]) for step in range(5)]
+    from_books = [len(true_rows(loader, step) & rows_of["books"]) for step in range(5)]
+    assert from_web[:3] == [24, 24, 0] and from_books[:3] == [0, 0, 24]
+    assert 12 < sum(from_web[3:]) < 36 and sum(from_web[3:]) + sum(from_books[3:]) == 48
+
+    read = loader.epochs_read(5 * SEQUENCES)
+    num_rows = dict(zip(("books", "web"), loader._sources.num_rows.tolist(), strict=True))
+    assert {name: round(epochs * num_rows[name]) for name, epochs in read.items()} == {
+        "web": sum(from_web),
+        "books": sum(from_books),
+    }
+    assert read["books"] > 0.02
+    with pytest.raises(ConfigError, match=r"data\.mixture\.sources\.books: 5 steps .* its max_epochs is 0\.02;"):
+        loader.check_repetition(5, SEQUENCES)
+    path.write_text(path.read_text().replace("max_epochs: 0.02", "max_epochs: 4"))
+    open_mixture(load(path)).check_repetition(5, SEQUENCES)
+
+
 def test_the_order_in_which_sources_are_written_means_nothing(config: Config) -> None:
     tree = config.model_dump()
     sources = tree["data"]["mixture"]["sources"]
