@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from deberta_scale.durable import write_durably
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -61,17 +62,15 @@ class ShardWriter:
             self._write_waiting()
 
     def finish(self) -> dict[str, Any]:
-        """Write the index and sync both files. Returns the shard's entry for the manifest, without name and source."""
+        """Write the index. Returns the shard's entry for the manifest, without name and source."""
         self._write_waiting()
         lengths = np.array(self._sequence_lengths, dtype="<i4")
         offsets = (np.cumsum(lengths, dtype="<i8") - lengths) * _DTYPE.itemsize
         header = _HEADER.pack(_MAGIC, _INDEX_VERSION, _INT32_CODE, len(lengths), len(self._document_ends))
         index_path = self.prefix.with_suffix(".idx")
-        _close_durably(self._stream)
-        with index_path.open("wb") as stream:
-            stream.write(header + lengths.tobytes() + offsets.tobytes())
-            stream.write(np.array(self._document_ends, dtype="<i8").tobytes())
-            _close_durably(stream)
+        self._stream.close()
+        document_ends = np.array(self._document_ends, dtype="<i8")
+        index_path.write_bytes(header + lengths.tobytes() + offsets.tobytes() + document_ends.tobytes())
         return {
             "tokens": self.num_tokens,
             "documents": len(self._document_ends) - 1,
@@ -106,9 +105,7 @@ def write_manifest(
         "unigram_entropy_nats": _entropy_nats(token_counts),
         "shards": shards,
     }
-    with (split_dir / MANIFEST_FILE).open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(manifest, indent=2) + "\n")
-        _close_durably(stream)
+    write_durably(split_dir / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
@@ -294,9 +291,3 @@ def _check_size(path: Path, size_bytes: int) -> None:
 def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _close_durably(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
