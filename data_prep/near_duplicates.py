@@ -4,7 +4,8 @@ A document is taken as the set of its shingles: every `shingle_words` words that
 documents are alike by the Jaccard similarity of their sets; MinHash (Broder 1997), of which datasketch has the
 permutations, estimates it from signatures. To be compared at all, two documents must agree in one of the `bands` of
 their signatures, which happens with probability 1 - (1 - s**rows)**bands at similarity s; they are near-duplicates when
-their signatures then agree in `threshold` of all places. A cluster is everything joined by such pairs.
+their signatures then agree in `threshold` of all places. A cluster is everything joined by such pairs. Of documents
+that share a band each is compared with each, up to 16,384 of them (band_groups.MOST_COMPARED).
 
     pass 1   every unit writes signatures and digests of bands into its directory: UnitSignatures
     merge    `deduplication.merge_range` with the name BANDS finds the groups of documents that share a band
