@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from deberta_scale.config import ModelConfig
+from deberta_scale.config import ConfigError, ModelConfig
+from deberta_scale.config_file import read_tree, validate
 from deberta_scale.convert.hub_config import RELATIVE_KEYS
 from deberta_scale.convert.names import by_official_name
 from deberta_scale.convert.source import ConversionError, Source
@@ -53,14 +53,9 @@ def open_directory(directory: Path) -> Source:
     """What `export` wrote. Raises ConversionError naming the file that is missing, damaged or does not fit."""
     path = directory / SHAPE_FILE
     try:
-        config = ModelConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConversionError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConversionError(f"{path}: not valid YAML: {error}") from None
+        config = validate(ModelConfig, read_tree(path, ModelConfig), path)
+    except ConfigError as error:
+        raise ConversionError(str(error)) from None
     weights, notes = by_official_name(open_stored(directory / SAFETENSORS_FILE), config)
     tokenizer, tokenizer_notes = tokenizer_directory(directory / TOKENIZER_DIRECTORY)
     return Source(

@@ -32,6 +32,8 @@ def prepare(config: Config) -> list[str]:
     notes: list[str] = []
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for half_written in run_dir.glob("*.tmp"):  # by a start that was killed
+            half_written.unlink()
         sweep_unfinished(run_dir, notes.append)
         _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
     except OSError as error:

@@ -192,7 +192,7 @@ def test_a_damaged_native_directory(tmp_path: Path) -> None:
     shape = (tmp_path / "model" / "model.yaml").read_text()
     for content, problem in (
         ("a: [", "not valid YAML"),
-        ("hidden_size: 32", "vocab_size: Field required"),
+        ("hidden_size: 32", "vocab_size: required, but not given"),
         (shape.replace("num_hidden_layers: 3", "num_hidden_layers: 2"), "config describes, nor 15 more"),
         (shape.replace("position_buckets: 16", "position_buckets: 18"), "rel_embeddings.weight has shape (32, 32)"),
     ):
