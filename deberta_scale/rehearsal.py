@@ -3,16 +3,19 @@
 Everything is the run's own but the directory, `RUN_DIR.rehearsal` beside the run directory, which is removed
 afterwards, and the end: a stop after the second step, the first in which the moments exist. Memory that does not
 suffice, a disk that cannot be written or is too small, a checkpoint that cannot be read back: all of it shows here.
+No directory is removed but one with a file `REHEARSAL` in it, which nothing else writes.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,7 +23,7 @@ from deberta_scale.config import Config, ConfigError
 from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.plan import Hardware, Plan, make_plan
 from deberta_scale.plan_text import duration, size
-from deberta_scale.train import checkpoint, distributed
+from deberta_scale.train import checkpoint, distributed, offload_directory
 from deberta_scale.train.host_memory import available_memory
 from deberta_scale.train.initial_weights import InitialModel
 from deberta_scale.train.interrupt import Interrupt
@@ -34,6 +37,8 @@ LESS_MEMORY = (
 KEPT_BY_ALLOCATOR = "on a CPU freed memory is kept, for speed, and counts (with MALLOC_TOP_PAD_=131072 it is not)"
 STEPS = 2
 """The first step also pays for what is done once; its moments do not exist before its update."""
+MARKER = "REHEARSAL"
+"""The file that says that a directory may be removed."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,13 @@ class Measured:
 
 
 class RehearsedRun(Run):
-    """A run that notes what it takes before it has a model, and stops after `STEPS` steps."""
+    """A run in a directory of its own that notes what it takes before it has a model, and stops after `STEPS` steps."""
 
     at_start = 0
 
     def _open(self, split: str, launch: Launch) -> Any:
+        if split == "train":  # the ranks have just met, and nothing is written yet
+            distributed.on_main(lambda: claim(self.config.run_dir))
         loader = super()._open(split, launch)
         with torch.device("meta"):
             PretrainingModel(self.config.model)  # takes no memory itself; loads what building a model needs
@@ -71,7 +78,10 @@ class RehearsedRun(Run):
         return loader
 
     def _stop(self, reason: str) -> int:
-        """Nothing is told: it is no stop from which another start goes on."""
+        """Nothing is told: it is no stop from which another start goes on. Raises ConfigError on all ranks for one that
+        came too early."""
+        if self.step < min(STEPS, self.config.train.steps):
+            raise ConfigError(f"the rehearsal was stopped after step {self.step}, so nothing is measured: {reason}")
         return EXIT_DONE
 
 
@@ -110,7 +120,6 @@ def rehearse(config: Config, launch: Launch, open_initial: Callable[[Path], Init
     short = rehearsal_of(config)
     plan = make_plan(config, launch.world_size)
     if launch.is_main:
-        _clear(short.run_dir)
         print(f"rehearsal in {short.run_dir}, which is removed afterwards; planned for each rank:", flush=True)
         print(_planned_line(plan, launch.local_world_size), flush=True)
     try:
@@ -118,12 +127,13 @@ def rehearse(config: Config, launch: Launch, open_initial: Callable[[Path], Init
         run.interrupt = StopAfter(run.interrupt, lambda: run.step >= STEPS)  # type: ignore[assignment]
         run.go()
         measured = _measure(run, short)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        print(f"error: rank {launch.rank}: too little memory, {LESS_MEMORY}: {error}", file=sys.stderr, flush=True)
-        return 1
-    finally:
+        distributed.on_main(lambda: remove(short.run_dir))
+    except ValueError:  # raised on all ranks
         if launch.is_main:
-            shutil.rmtree(short.run_dir, ignore_errors=True)
+            _remove_or_say(short.run_dir)
+        raise
+    except Exception as error:
+        _end_alone(error, launch, short.run_dir)
     if launch.is_main:
         hardware = Hardware(blocked_seconds=max(1e-3, measured.blocked_seconds))
         print("\n".join(comparison(config, make_plan(config, launch.world_size, hardware), measured)), flush=True)
@@ -190,12 +200,11 @@ def _measure(run: RehearsedRun, short: Config) -> Measured:
     on_gpu = torch.cuda.is_available() and run.engine.device.type == "cuda"
     device_peak = torch.cuda.max_memory_reserved() if on_gpu else 0
     start = time.perf_counter()
-    checkpoint.load(run.engine, saved, _facts(saved), short.seed)
+    checkpoint.load(run.engine, saved, distributed.together(lambda: _facts(saved)), short.seed)
     seconds = time.perf_counter() - start
     of_ranks = distributed.gather_objects((run.at_start, peak, device_peak, seconds))
     at_start, peak, device_peak, seconds = (max(values) for values in zip(*of_ranks, strict=True))
-    step, blocked, whole, num_bytes = distributed.on_main(lambda: _logged(short.run_dir))
-    free = shutil.disk_usage(short.run_dir).free
+    step, blocked, whole, num_bytes, free = distributed.on_main(lambda: _recorded(short.run_dir))
     return Measured(
         at_start, peak, device_peak if on_gpu else None, step, blocked, whole, seconds, num_bytes, free + num_bytes
     )
@@ -206,21 +215,70 @@ def _facts(saved: Path) -> dict[str, Any]:
     return {name: manifest[name] for name in ("zero_stage", "precision")}
 
 
-def _logged(run_dir: Path) -> tuple[float, float, float, int]:
-    """Seconds of the last step, blocked and whole seconds of the save, bytes of the checkpoint."""
+def _recorded(run_dir: Path) -> tuple[float, float, float, int, int]:
+    """Seconds of the last step, blocked and whole seconds of the save, bytes of the checkpoint, bytes that are free."""
     log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    step = [record["seconds_per_step"] for record in log if record["kind"] == "train"][-1]
+    steps = [record["seconds_per_step"] for record in log if record["kind"] == "train"]
+    if not steps:
+        reasons = ", ".join(event["why"] for event in events if event["event"] == "step skipped")
+        raise ConfigError(f"every step of the rehearsal was skipped ({reasons or 'fp16 overflowed'}): none is measured")
     began = [event for event in events if event["event"] == "save began"][-1]
     saved = [event for event in events if event["event"] == "saved"][-1]
-    return step, began["blocked_seconds"], saved["total_seconds"], saved["bytes"]
+    free = shutil.disk_usage(run_dir).free
+    return steps[-1], began["blocked_seconds"], saved["total_seconds"], saved["bytes"], free
 
 
-def _clear(directory: Path) -> None:
-    """Remove what a rehearsal that was killed left. Raises ConfigError for a directory that is none's."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / "config.yaml").exists():
+def claim(directory: Path) -> None:
+    """Make the directory, with the marker in it; what a rehearsal that was killed left there is removed. Raises
+    ConfigError for a directory that holds something else."""
+    if directory.exists() and any(directory.iterdir()) and not (directory / MARKER).exists():
         raise ConfigError(f"{directory} is where a rehearsal writes, and holds something else; move it away")
-    shutil.rmtree(directory, ignore_errors=True)
+    remove(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MARKER).write_text("This directory is removed when the rehearsal ends, or by the next one.\n")
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory that has the marker, the marker last: what a killed process leaves still has it. Leaves any
+    other alone. Raises OSError."""
+    if not (directory / MARKER).exists():
+        return
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
+    (directory / MARKER).unlink()
+    directory.rmdir()
+
+
+def _remove_or_say(directory: Path) -> None:
+    try:
+        remove(directory)
+    except OSError as error:
+        print(f"{directory} could not be removed ({error}); the next rehearsal does", file=sys.stderr, flush=True)
+
+
+def _end_alone(error: Exception, launch: Launch, directory: Path) -> NoReturn:
+    """End this process, whose error the others do not know: they would wait for it. A connection that breaks, or the
+    launcher, ends them."""
+    if _is_lack_of_memory(error):
+        told = f"too little memory, {LESS_MEMORY}: {error}"
+    else:
+        traceback.print_exception(error)
+        told = f"the rehearsal failed, see above, unless another rank ended first: {error!r}"
+    print(f"error: rank {launch.rank}: {told}", file=sys.stderr, flush=True)
+    if launch.is_main:
+        _remove_or_say(directory)
+    offload_directory.release_all()
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """On a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _planned_line(plan: Plan, ranks_here: int) -> str:

@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from deberta_scale import rehearsal
-from deberta_scale.config import Config
 from deberta_scale.config_file import load
-from deberta_scale.train.launch_environment import Launch
-from tests.launching import PRETRAIN, start
+from tests.launching import PRETRAIN, ROOT, start
+
+WORKER = ROOT / "tests" / "unit" / "rehearsal_worker.py"
 
 LARGER = [
     "model.vocab_size=40000",
@@ -61,27 +60,46 @@ def test_ranks_rehearse_together_and_the_real_run_is_not_touched(config_path: Pa
 
 
 def test_a_directory_that_is_no_rehearsals_is_left_alone(config_path: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "run.rehearsal" / "thesis.tex"
+    """Not even one that looks like a run: it may be somebody's only copy."""
+    kept = tmp_path / "run.rehearsal" / "config.yaml"
     kept.parent.mkdir()
-    kept.write_text("the only copy")
-    codes, (output,) = start(1, PRETRAIN, config_path, f"run_dir={tmp_path / 'run'}", "--rehearse").wait()
-    assert codes == [1] and "holds something else" in output and "Traceback" not in output
-    assert kept.read_text() == "the only copy"
+    kept.write_text("run_dir: run.rehearsal")
+    codes, outputs = start(2, PRETRAIN, config_path, f"run_dir={tmp_path / 'run'}", "--rehearse").wait()
+    assert codes == [1, 1] and "holds something else" in outputs[0] and "Traceback" not in "".join(outputs)
+    assert kept.read_text() == "run_dir: run.rehearsal"
 
 
-def test_too_little_memory_is_one_message_and_nothing_stays(
-    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_a_killed_rehearsal_left_is_removed_with_the_marker_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(config: Config, *rest: object) -> None:
-        config.run_dir.mkdir()
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+    left = tmp_path / "run.rehearsal"
+    rehearsal.claim(left)
+    assert [path.name for path in left.iterdir()] == [rehearsal.MARKER]
+    (left / "checkpoints" / "step-00000002.partial").mkdir(parents=True)
+    (left / "config.yaml").write_text("")
 
-    monkeypatch.setattr(rehearsal, "RehearsedRun", out_of_memory)
-    alone = Launch(0, 1, 0, 1, "single process")
-    config = load(str(config_path), [f"run_dir={tmp_path / 'run'}"])
-    assert rehearsal.rehearse(config, alone, lambda path: pytest.fail("not opened")) == 1
-    told = capsys.readouterr()
-    assert "beside libraries" in told.out and "20 GiB" in told.err and "batch.micro_sequences" in told.err
+    def stuck(path: Path) -> None:
+        raise OSError("busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal.shutil, "rmtree", stuck)
+        with pytest.raises(OSError, match="busy"):
+            rehearsal.remove(left)
+    assert (left / rehearsal.MARKER).exists()
+    rehearsal.claim(left)
+    assert [path.name for path in left.iterdir()] == [rehearsal.MARKER]
+    rehearsal.remove(left)
+    assert not left.exists()
+
+
+def test_too_little_memory_on_one_rank_ends_all_and_nothing_stays(config_path: Path, tmp_path: Path) -> None:
+    """Of 1,800 seconds until the others would be ended as hung, none is waited for."""
+    words = [WORKER, "1", config_path, f"run_dir={tmp_path / 'run'}", "--rehearse"]
+    codes, outputs = start(2, *words).wait(120.0)
+    assert codes == [1, 1], outputs
+    assert "beside libraries" in outputs[0]
+    assert "error: rank 1: too little memory, try a smaller batch.micro_sequences" in outputs[1]
+    assert "20 GiB" in outputs[1] and "Traceback" not in outputs[1]
     assert not list(tmp_path.glob("run*"))
 
 
