@@ -1,6 +1,7 @@
 """The doctor names why a run stopped, from its directory alone, and what a machine or a group of ranks lacks."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,10 +95,25 @@ def test_fresh_records_mean_that_it_goes_on(run: RunDirectory) -> None:
             "copy of the state",
         ),
         ("killed", [START, ("save began", {"step": 10}), ("saved", {"step": 10})], [10, 20], "same command again"),
-        ("save failed", [START, ("save failed", {"step": 10, "error": "Permission denied"})], [10], "doctor.py"),
-        ("disk full", [START, ("save failed", {"step": 10, "error": "No space left on device"})], [10], "Make room"),
-        ("diverged", [START, ("went back", {"to_step": 10, "reason": "loss nan"})], [10, 20], "learning_rate"),
+        ("save failed", [START, *2 * [("save failed", {"error": "Permission denied"})]], [10], "doctor.py"),
+        ("disk full", [START, *2 * [("save failed", {"error": "No space left on device"})]], [10], "Make room"),
         ("hang", [START, ("hang", {"step": 21, "phase": "data", "seconds": 600})], [10, 20], "machine of that rank"),
+        (
+            "hang",  # the others, whose connection breaks, record that afterwards
+            [START, ("hang", {"step": 21}), ("failed", {"kind": "RuntimeError", "error": "Connection closed by peer"})],
+            [10, 20],
+            "machine of that rank",
+        ),
+        *(
+            (cause, [START, ("failed", {"step": 20, "kind": kind, "error": error})], [10, 20], advice)
+            for cause, kind, error, advice in [
+                ("diverged", "DivergedError", "step 20: 9 of the last 100 steps were skipped", "learning_rate"),
+                ("save failed", "SaveError", "the run ends without its last checkpoint", "doctor.py"),
+                ("disk full", "SaveError", "2 saves failed: [Errno 28] No space left on device", "Make room"),
+                ("lost a rank", "RuntimeError", "gloo: Connection closed by peer [127.0.0.1]", "output of all ranks"),
+                ("failed", "NothingToPredictError", "no token to predict", "what the message names"),
+            ]
+        ),
     ],
 )
 def test_causes_of_an_end_without_a_word(
@@ -108,6 +124,45 @@ def test_causes_of_an_end_without_a_word(
     found = run.seen_after(HOURS)
     assert (found.cause, found.is_well) == (cause, False)
     assert advice in found.next
+
+
+SAVE_FAILED = ("save failed", {"step": 10, "error": "No space left on device"})
+
+
+@pytest.mark.parametrize(
+    "overcome",
+    [
+        [("step skipped", {"step": 12, "why": "the loss is not finite"})],
+        [("went back", {"to_step": 0, "reason": "step 12: too many skips"})],
+        [SAVE_FAILED],
+        [SAVE_FAILED, ("saved", {"step": 20}), SAVE_FAILED],
+        [SAVE_FAILED, ("went back", {"to_step": 0, "reason": "step 12: too many skips"}), SAVE_FAILED],
+    ],
+)
+def test_what_a_run_overcame_is_not_why_it_ended(run: RunDirectory, overcome: list[tuple[str, dict[str, Any]]]) -> None:
+    run.trained(10, 20, 30)
+    run.events(START, *overcome)
+    assert run.seen_after(10.0).cause == "running"
+    killed = run.seen_after(HOURS)
+    last, facts = overcome[-1]
+    assert killed.cause == "killed" and f"Before that: {last} at step {facts.get('step', 0)}" in killed.why
+    run.events(START, *overcome, ("saved", {"step": 30}))
+    assert "Before that" not in run.seen_after(HOURS).why
+    run.events(START, *overcome, ("saved", {"step": 100}), ("finished", {"step": 100}), ("not removed", {}))
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == ("finished", True)
+
+
+def test_a_start_that_recorded_nothing_is_not_taken_for_the_one_before(run: RunDirectory) -> None:
+    run.events(START, ("stopped", {"step": 60, "reason": "time limit near"}))
+    run.trained(50, 60)
+    before = (run.path / "events.jsonl").stat().st_mtime
+    for name in ("config.yaml", "environment.json"):  # written before the engine is built
+        (run.path / name).write_text("{}")
+        os.utime(run.path / name, (before + 60.0, before + 60.0))
+    assert run.seen_after(10.0).cause == "running"
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == ("killed at the start", False) and "--rehearse" in found.next
 
 
 def test_a_line_that_a_crash_cut_is_left_out(run: RunDirectory) -> None:
@@ -150,6 +205,22 @@ def test_obstacles_of_the_next_start(
     found = run.seen_after(HOURS)
     assert not found.is_well and found.cause == "stopped"
     assert why in found.why and then in found.next and "newest complete checkpoint is step-00000010" in found.why
+
+
+def test_what_stands_in_no_ones_way_is_no_obstacle(run: RunDirectory) -> None:
+    """Restarts before the newest checkpoint; a STOP file that a running run will find, or that a finished one left."""
+    run.events(START)
+    run.trained(10, 20)
+    run.checkpoint(20)
+    restarts(run)
+    stop_file(run)
+    found = run.seen_after(10.0)
+    assert (found.cause, found.is_well) == ("running", True) and "asked to stop by a STOP file" in found.why
+    (run.path / "STOP").unlink()
+    assert "requeued" not in run.seen_after(HOURS).why
+    run.events(START, ("finished", {"step": 20}))
+    stop_file(run)
+    assert run.seen_after(HOURS).is_well
 
 
 def test_a_disk_without_room_for_the_next_checkpoint(run: RunDirectory) -> None:
