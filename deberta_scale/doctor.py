@@ -1,11 +1,12 @@
-"""Whether this machine can train: one finding for each thing that training relies on. Imports torch only to look at it.
+"""Whether this machine can train: one finding for each thing that training relies on.
+
+Imports torch only to look at it, and late: that it is missing is a finding, too.
 
 Every finding is `ok`, a `warning` (training works, or works in part) or a `problem` (something will not work), and says
 what to do.
 """
 
 import ctypes
-import fcntl
 import os
 import resource
 import shutil
@@ -18,9 +19,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-import torch
-from packaging.requirements import Requirement
+from deberta_scale.durable import write_durably
+from deberta_scale.train.extension_cache import VARIABLE, building_alone, cache_directory, killed_builds
 
+INSTALL = "run `pip install -c constraints.txt -e .`"
 OPEN_FILES = 4096
 SHARED_MEMORY_BYTES = 2**30
 CHILD_SECONDS = 60.0
@@ -38,13 +40,13 @@ class Finding:
 
 
 def examine(directory: Path) -> list[Finding]:
-    """Everything about this machine; `directory` is where runs are written. Changes nothing but a file that it removes
-    again."""
+    """Everything about this machine; `directory` is where runs are written. Leaves nothing behind but directories that
+    were not there."""
     checks: list[Callable[[], Finding]] = [
         packages,
         devices,
         compilers,
-        extension_cache,
+        extensions,
         lambda: disk(directory),
         clock,
         limits,
@@ -56,29 +58,46 @@ def examine(directory: Path) -> list[Finding]:
 
 def packages() -> Finding:
     """Installed versions against those that the project requires."""
-    wrong, required = [], [Requirement(line) for line in requires("deberta-scale") or []]
-    needed = [requirement for requirement in required if requirement.marker is None]
-    for requirement in needed:
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:
-            wrong.append(f"{requirement.name} is missing")
+    try:
+        from packaging.requirements import Requirement
+
+        required = [Requirement(line) for line in requires("deberta-scale") or []]
+    except (ImportError, PackageNotFoundError) as error:
+        return Finding("problem", "packages", f"{error.name} is missing; {INSTALL}")
+    wrong = []
+    for requirement in required:
+        if requirement.marker is not None:
             continue
-        if not requirement.specifier.contains(installed, prereleases=True):
+        installed = _version(requirement.name)
+        if installed is None:
+            wrong.append(f"{requirement.name} is missing")
+        elif not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
     if wrong:
-        return Finding("problem", "packages", f"{'; '.join(wrong)}; run `pip install -c constraints.txt -e .`")
+        return Finding("problem", "packages", f"{'; '.join(wrong)}; {INSTALL}")
     return Finding("ok", "packages", ", ".join(f"{name} {text}" for name, text in versions().items()))
 
 
 def versions() -> dict[str, str]:
     """Of what must be the same on all hosts."""
+    names = ("deberta-scale", "torch", "deepspeed", "numpy")
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {name: version(name) for name in ("deberta-scale", "torch", "deepspeed", "numpy")}
+    return {"python": python} | {name: _version(name) or "missing" for name in names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def devices() -> Finding:
     """GPUs that torch sees; a driver that it does not use is a problem."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("problem", "devices", f"torch cannot be loaded ({error}); {INSTALL}")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         nccl = ".".join(map(str, torch.cuda.nccl.version()))
@@ -100,7 +119,7 @@ def compilers() -> Finding:
     found = {name: shutil.which(command) for name, command in wanted.items()}
     beside_python = Path(sys.executable).with_name("ninja")
     found["ninja"] = found["ninja"] or (str(beside_python) if beside_python.exists() else None)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = _num_gpus() > 0
     if on_gpu:
         home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
         found["nvcc (the CUDA toolkit; set CUDA_HOME)"] = shutil.which("nvcc") or (str(home) if home.exists() else None)
@@ -111,23 +130,19 @@ def compilers() -> Finding:
     return Finding("problem" if on_gpu else "warning", "compilers", f"missing: {', '.join(missing)}; {needed}")
 
 
-def extension_cache() -> Finding:
-    """Where compiled optimizers are kept; a lock that a killed build left is cleared by the next start."""
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions"))
+def extensions() -> Finding:
+    """Where compiled optimizers are kept; what a killed build left is cleared by the next start."""
+    cache = cache_directory()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / "deberta_scale.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return Finding("ok", "extension cache", f"{cache}: another process is building in it now")
-            stale = sorted(path.parent.name for path in cache.rglob("lock"))
+        with building_alone(cache, wait=False):
+            killed = [build.name for build in killed_builds(cache)]
+    except BlockingIOError:
+        return Finding("ok", "extension cache", f"{cache}: another process is building in it now")
     except OSError as error:
-        return Finding(
-            "problem", "extension cache", f"{cache}: {error.strerror}; set TORCH_EXTENSIONS_DIR to a writable directory"
-        )
-    if stale:
-        text = f"{cache}: builds were killed ({', '.join(stale)}); the next start clears and repeats them"
+        text = f"{cache}: {error.strerror}; set {VARIABLE} to a writable directory"
+        return Finding("problem", "extension cache", text)
+    if killed:
+        text = f"{cache}: builds were killed ({', '.join(killed)}); the next start clears and repeats them"
         return Finding("warning", "extension cache", text)
     return Finding("ok", "extension cache", str(cache))
 
@@ -137,16 +152,8 @@ def disk(directory: Path) -> Finding:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=directory) as name:
-            here = Path(name)
-            with (here / "a.tmp").open("wb") as file:
-                file.write(b"x" * 2**20)
-                file.flush()
-                os.fsync(file.fileno())
-            (here / "a.tmp").rename(here / "a")
-            descriptor = os.open(here, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            listed = [path.name for path in here.iterdir()]
+            write_durably(Path(name) / "a", "x" * 2**20)
+            listed = [path.name for path in Path(name).iterdir()]
         free = shutil.disk_usage(directory).free
     except OSError as error:
         text = f"{directory}: {error.strerror} ({error.filename or 'fsync'}); give a directory that can be written"
@@ -188,7 +195,7 @@ def shared_memory() -> Finding:
     except OSError as error:
         return Finding("warning", "/dev/shm", f"{error.strerror}; NCCL needs it between the GPUs of a machine")
     text = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f}"
-    if torch.cuda.device_count() > 1 and usage.free < SHARED_MEMORY_BYTES:
+    if _num_gpus() > 1 and usage.free < SHARED_MEMORY_BYTES:
         return Finding("warning", "/dev/shm", f"{text}; NCCL may fail: start the container with --shm-size=8g")
     return Finding("ok", "/dev/shm", text)
 
@@ -209,6 +216,15 @@ def mpi() -> Finding:
     launcher = shutil.which("mpirun") or "no mpirun in PATH"
     library = " ".join(done.stdout.splitlines()[0].split())
     return Finding("ok", "MPI", f"{library}; {launcher}")
+
+
+def _num_gpus() -> int:
+    """That torch sees; without torch none."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return 0
+    return torch.cuda.device_count()
 
 
 def _limit(value: int) -> str:

@@ -13,6 +13,8 @@ from deberta_scale.train import distributed
 from deberta_scale.train.engine import start_process_group
 from deberta_scale.train.launch_environment import Launch
 
+JOIN_SECONDS = 180.0
+"""That ranks wait for each other; those of each host look at it first."""
 MESSAGE_BYTES = (2**20, 2**24, 2**26)
 REPEATS = 3
 CLOCK_SECONDS = 5.0
@@ -22,8 +24,11 @@ SLOW_GPU_BYTES_PER_SECOND = 2e9
 
 def examine_together(launch: Launch, directory: Path) -> list[Finding]:
     """Join the other ranks and look at all of them; the same findings on every rank. `directory` is where runs are
-    written."""
-    device = start_process_group(launch)
+    written.
+
+    Raises LaunchError when the ranks cannot agree on where to meet, RuntimeError when they do not meet, or lose one.
+    """
+    device = start_process_group(launch, JOIN_SECONDS)
     return [same_versions(), same_directory(directory), clocks(), *(all_reduce(size, device) for size in MESSAGE_BYTES)]
 
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "plan_machine": {"config", "plan_communication", "plan_memory"},
     "plan_text": {"config", "plan", "plan_machine", "plan_memory", "train.buffers"},
     "rehearsal": {"config", "model.pretraining", "plan", "plan_text", "train"},
-    "doctor": set(),
+    "doctor": {"durable", "train.extension_cache"},
     "doctor_ranks": {"doctor", "train"},
     "doctor_records": set(),
     "doctor_run": {"doctor_records"},
@@ -59,6 +59,7 @@ TORCH_FREE = {
     "doctor_run.py",
     "model/sizes.py",
     "train/buffers.py",
+    "train/extension_cache.py",
     "train/launch_environment.py",
 }
 
