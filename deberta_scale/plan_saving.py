@@ -16,9 +16,9 @@ NODE_HOURS_BETWEEN_FAILURES = 54 * 24 * 2048 / 419
 """6,334 hours, from the training of Llama 3 405B: 419 unexpected interruptions in 54 days of 16,384 GPUs, 8 a node
 (Grattafiori et al. 2024, section 3.3.4). For a queue that takes nodes away give the time until it does."""
 WRITE_RATE = 1e9
-"""Assumed bytes a second that all ranks together write to the disk of the run directory."""
+"""A judgement: bytes a second that all ranks together write to the disk of the run directory."""
 COPY_RATE = 5e9
-"""Assumed bytes a second at which a rank copies its share to host memory, while training waits."""
+"""A judgement: bytes a second at which a rank copies its share to host memory, while training waits."""
 
 
 @dataclass(frozen=True)

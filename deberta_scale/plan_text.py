@@ -1,11 +1,9 @@
 """A plan in words, for people: sections of lines `name  number  note`. Imports no torch."""
 
-from deberta_scale import plan_machine
 from deberta_scale.config import Config, describe
-from deberta_scale.plan import Plan
+from deberta_scale.plan import ASSUMED_RANKS_PER_NODE, Plan
 from deberta_scale.plan_machine import MachinePlan
 from deberta_scale.plan_memory import Memory
-from deberta_scale.train.buffers import choose_buffers
 
 Line = tuple[str, str, str]
 
@@ -16,7 +14,9 @@ def as_text(path: str, config: Config, plan: Plan) -> list[str]:
         "1 rank (more with --world-size N or --machine NAME)" if plan.world_size == 1 else f"{plan.world_size} ranks"
     )
     machine = (
-        [] if plan.machine is None else _section(_machine_title(plan.machine), _machine_lines(config, plan.machine))
+        []
+        if plan.machine is None
+        else _section(_machine_title(plan.machine), _machine_lines(config, plan, plan.machine))
     )
     return [
         f"{path} on {ranks}",
@@ -47,10 +47,10 @@ def does_not_fit(plan: Plan) -> str | None:
     machine = plan.machine
     if machine is None or machine.what_would_fit is None:
         return None
-    device, host = plan_machine.USABLE * machine.device_bytes, plan_machine.USABLE * machine.host_bytes
-    place = f"each GPU needs {size(machine.device_needed)} and has {size(device)} that can be used"
-    if machine.device_needed <= device:
-        place = f"the offloaded states of a node need {size(machine.host_needed)}, of {size(host)} that can be used"
+    place = f"each GPU needs {size(machine.device_needed)} and has {size(machine.device_usable)} that can be used"
+    if machine.device_needed <= machine.device_usable:
+        usable = f"{size(machine.host_usable)} that can be used"
+        place = f"the offloaded states of a node need {size(machine.host_needed)}, of {usable}"
     return f"does not fit {machine.machine}: {place}; would fit: {machine.what_would_fit}"
 
 
@@ -73,11 +73,10 @@ def _parameter_lines(plan: Plan) -> list[Line]:
 
 
 def _run_lines(config: Config, plan: Plan) -> list[Line]:
-    tokens = config.tokens_per_step * config.train.steps
     split, step, run = describe(config, plan.world_size).split("; ")
     lines = [
         ("steps", f"{config.train.steps:,}", run),
-        ("token places", _count(tokens), f"padding included; {step}"),
+        ("token places", _count(plan.tokens), f"padding included; {step}"),
         ("sequences a step", f"{config.batch.sequences:,}", split),
     ]
     return [*lines, *_epoch_lines(plan)]
@@ -103,22 +102,19 @@ def _epoch_lines(plan: Plan) -> list[Line]:
 
 def _memory_lines(config: Config, plan: Plan) -> list[Line]:
     memory, engine = plan.memory, config.engine
-    live = choose_buffers(config.model, engine, plan.world_size).live
     checkpointed = engine.activation_checkpointing != "none"
     other_mode = plan.activations_without_checkpointing if checkpointed else plan.activations_with_checkpointing
     scores = (
         f"of {config.batch.micro_sequences} rows; {size(other_mode)} {'without' if checkpointed else 'with'}"
         f" checkpointing; each layer's fp32 attention scores take {size(plan.fp32_scores_per_layer)} of it"
     )
-    predicted = round(config.data.masking.probability * config.data.sequence_length * config.batch.micro_sequences)
-    of_logits = (
-        f"fp32, {predicted:,} predicted tokens x {config.model.vocab_size:,}; not at the same time as the two above"
-    )
+    predicted = f"{plan.predicted_in_micro_batch:,} predicted tokens"
+    of_logits = f"fp32, {predicted} x {config.model.vocab_size:,}; not at the same time as the two above"
     lines = [
         ("parameters", "parameters", f"ZeRO stage {engine.zero_stage}, {engine.precision}"),
         ("gradients", "gradients", "those of a micro-batch, or their sum"),
         ("optimizer states", "optimizer", "fp32 master weights and two moments"),
-        ("gathered parameters", "gathered", f"at most: those used again within {_count(live)} others"),
+        ("gathered parameters", "gathered", f"at most: those used again within {_count(plan.buffers.live)} others"),
         ("reduce bucket", "reduce_bucket", "gradients summed over ranks at a time"),
         ("activations kept", "activations", scores),
         ("recomputed layer", "recomputed", "at a time, in backward"),
@@ -163,43 +159,55 @@ def _communication_lines(config: Config, plan: Plan) -> list[Line]:
 def _compute_lines(plan: Plan) -> list[Line]:
     origin = "as given"
     if plan.machine is not None:
-        origin = f"on {plan.machine.machine}, see below"
+        origin = f"on {plan.machine.machine}, {'see below' if plan.machine.model else 'as given'}"
     elif plan.tflops_assumed:
         origin = "an ASSUMPTION, not measured; give --tflops-per-rank or --machine"
     return [
         ("FLOPs a step", f"{plan.flops_per_step:.3e}", "forward and backward, recomputation not counted"),
         ("FLOPs of the run", f"{plan.flops:.3e}", ""),
         ("time", duration(plan.days), f"at {plan.tflops_per_rank:.3g} TFLOP/s sustained by each rank ({origin})"),
+        ("", "", "without saves, evaluations, and failures"),
     ]
 
 
 def _machine_title(machine: MachinePlan) -> str:
-    return (
-        f"{machine.nodes} node(s) of {plan_machine.GPUS_PER_NODE} x {machine.machine}, a model with ASSUMPTIONS, not"
-        " measured"
-    )
+    nodes = f"{machine.nodes} node(s) of {machine.gpus_per_node} x {machine.machine}"
+    return f"{nodes}, a model with ASSUMPTIONS, not measured"
 
 
-def _machine_lines(config: Config, machine: MachinePlan) -> list[Line]:
-    of_peak = f"at {machine.efficiency:.0%} of {machine.peak_tflops:g} TFLOP/s {config.engine.precision}"
-    recomputed = ", one more forward pass" if config.engine.activation_checkpointing != "none" else ""
-    link = "NVLink" if machine.nodes == 1 else f"{machine.network_gbit:g} Gbit/s a node or NVLink, the slower"
-    sent = f"{link}, {plan_machine.LINK_EFFICIENCY:.0%} of it reached"
+def _machine_lines(config: Config, plan: Plan, machine: MachinePlan) -> list[Line]:
     return [
-        ("computing a step", _seconds(machine.compute_seconds), f"{of_peak}{recomputed}"),
-        ("communicating", _seconds(machine.communication_seconds), sent),
-        ("  of it hidden", _seconds(machine.hidden_seconds), f"at most {plan_machine.OVERLAP:.0%}, while computing"),
-        ("a step", _seconds(machine.step_seconds), ""),
-        ("token places a second", f"{machine.tokens_per_second:,.0f}", "over all ranks, padding included"),
-        ("time of the run", duration(machine.days), "without saves, evaluations, and failures"),
+        *_time_lines(config, machine),
         (
-            "needed on a GPU",
-            size(machine.device_needed),
-            f"{size(plan_machine.RUNTIME_BYTES)} of it assumed for CUDA, NCCL",
+            "a step",
+            _seconds(plan.step_seconds),
+            "" if machine.model else "by the rate as given, communication included",
         ),
-        ("  it has", size(machine.device_bytes), f"{plan_machine.USABLE:.0%} of it can be used"),
-        ("needed on a host", size(machine.host_needed), "offloaded states and copies for checkpoints"),
-        ("  it has", size(machine.host_bytes), ""),
+        ("token places a second", f"{plan.tokens_per_second:,.0f}", "over all ranks, padding included"),
+        ("needed on a GPU", size(machine.device_needed), f"{size(machine.runtime_bytes)} of it assumed for CUDA, NCCL"),
+        ("  it has", size(machine.device_bytes), f"{size(machine.device_usable)} of it can be used"),
+        ("needed on a host", size(machine.host_needed), "offloaded states"),
+        (
+            "  for checkpoints",
+            size(machine.host_copies),
+            "besides, if there is room: copies that they are written from",
+        ),
+        ("  it has", size(machine.host_bytes), f"{size(machine.host_usable)} of it can be used"),
+    ]
+
+
+def _time_lines(config: Config, machine: MachinePlan) -> list[Line]:
+    """What a step consists of by the model; nothing when a rate was measured."""
+    model = machine.model
+    if model is None:
+        return []
+    of_peak = f"at {model.efficiency:.0%} of {machine.peak_tflops:g} TFLOP/s {config.engine.precision}"
+    recomputed = ", one more forward pass" if config.engine.activation_checkpointing != "none" else ""
+    link = "NVLink" if machine.nodes == 1 else f"{model.network_gbit:g} Gbit/s a node or NVLink, the slower"
+    return [
+        ("computing a step", _seconds(model.compute_seconds), f"{of_peak}{recomputed}"),
+        ("communicating", _seconds(model.communication_seconds), f"{link}, {model.link_efficiency:.0%} of it reached"),
+        ("  of it hidden", _seconds(model.hidden_seconds), f"at most {model.most_hidden:.0%}, while computing"),
     ]
 
 
@@ -207,8 +215,8 @@ def _disk_lines(config: Config, plan: Plan) -> list[Line]:
     saving, export = plan.saving, plan.export
     seconds, rate = saving.write_seconds, saving.write_rate
     blocked = "assumed" if saving.blocked_assumed else "as given"
-    steps = saving.steps_between(plan.step_seconds, config.train.steps)
     hours = saving.node_hours_between_failures
+    nodes = f"{saving.nodes} node(s)" + (f" of {ASSUMED_RANKS_PER_NODE} ranks (assumed)" if plan.nodes_assumed else "")
     return [
         ("a checkpoint", size(saving.checkpoint), "weights and both moments, 12 bytes a parameter, over all ranks"),
         ("checkpoints", size(saving.disk), f"{saving.num_kept} kept at most, one being written"),
@@ -216,8 +224,8 @@ def _disk_lines(config: Config, plan: Plan) -> list[Line]:
         ("  training waits", _seconds(saving.blocked_seconds), f"{blocked}; the run logs it (--blocked-seconds)"),
         (
             "save about every",
-            f"{steps:,} steps",
-            f"{duration(saving.interval_seconds / 86400)}, Young's interval for {saving.nodes} node(s) that each fail"
+            f"{plan.steps_between_saves:,} steps",
+            f"{duration(saving.interval_seconds / 86400)}, Young's interval for {nodes} that each fail"
             f" every {hours:,.0f} hours; the config says {config.train.save_every_steps:,}",
         ),
         ("exported weights", size(export), "fp32, without optimizer states"),

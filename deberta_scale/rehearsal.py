@@ -165,7 +165,7 @@ def comparison(config: Config, plan: Plan, measured: Measured) -> list[str]:
     ]
     if measured.device_peak is not None:
         lines.insert(0, ("memory of the GPU", size(measured.device_peak), f"{size(plan.memory.device_peak)} planned"))
-    steps = plan.saving.steps_between(measured.step_seconds, config.train.steps)
+    steps = plan.saving.steps_between(measured.step_seconds, plan.steps)
     if not on_gpu:
         lines.append(("", "", KEPT_BY_ALLOCATOR))
     notes = [f"save about every {steps:,} steps (Young's interval; the config says {config.train.save_every_steps:,})"]

@@ -1,7 +1,7 @@
 """What a run will need before a machine is touched: `python launch/plan.py CONFIG [key=value ...] [--world-size N]`.
 
 Prints parameters, tokens, the batch split, memory per rank, traffic, FLOPs, days, disk, and how often to save; with
-`--machine NAME --nodes N` for nodes of 8 GPUs of a known kind. Needs no torch and no GPU. What it says is computed;
+`--machine NAME --nodes N` for nodes of a known kind. Needs no torch and no GPU. What it says is computed;
 `launch/pretrain.py CONFIG --rehearse` measures. Exit codes: 0, or 1 for a config that cannot run or does not fit the
 machine, said in one message.
 """
@@ -11,11 +11,13 @@ import dataclasses
 import json
 import shlex
 import sys
+from pathlib import Path
+from typing import Any
 
 from deberta_scale.config import Config, ConfigError
 from deberta_scale.config_file import load
 from deberta_scale.plan import DEFAULT_TFLOPS_PER_RANK, Hardware, Plan, make_plan
-from deberta_scale.plan_machine import GPUS_PER_NODE, MACHINES
+from deberta_scale.plan_machine import MACHINES, machine_named
 from deberta_scale.plan_saving import NODE_HOURS_BETWEEN_FAILURES, WRITE_RATE
 from deberta_scale.plan_text import as_text, does_not_fit, warnings
 
@@ -44,17 +46,23 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    named = [f"{machine.gpus} x {name}" for name, machine in MACHINES.items()]
     add("config", help="YAML file, for instance configs/pretrain/base.yaml")
     add("overrides", nargs="*", metavar="key=value", help="changes to it, for instance train.steps=100")
     add("--world-size", type=int, metavar="N", help="number of ranks (default: 1)")
-    add("--machine", metavar="NAME", help=f"plan for nodes of {GPUS_PER_NODE} GPUs: {', '.join(MACHINES)}")
+    add("--machine", metavar="NAME", help=f"plan for nodes of {', '.join(named)}")
     add("--nodes", type=int, metavar="N", help="number of them (default: 1)")
-    add("--network-gbit", type=float, metavar="GBIT", help="what a node sends a second (default: the machine's)")
+    add(
+        "--network-gbit",
+        type=float,
+        metavar="GBIT",
+        help="what a node sends to others a second (default: the machine's)",
+    )
     add(
         "--tflops-per-rank",
         type=float,
         metavar="RATE",
-        help="measured TFLOP/s of a rank, recomputation not counted, for the estimate of time"
+        help="measured TFLOP/s of a rank over whole steps, communication included and recomputation not counted"
         f" (default: {DEFAULT_TFLOPS_PER_RANK:g}, an assumption, or what the machine's model says)",
     )
     add(
@@ -84,11 +92,11 @@ def ranks(arguments: argparse.Namespace) -> int:
                 raise ConfigError(f"--{name.replace('_', '-')} has an effect with --machine only")
         return 1 if arguments.world_size is None else arguments.world_size
     if arguments.world_size is not None:
-        raise ConfigError(f"--world-size: --machine has {GPUS_PER_NODE} ranks a node; give --nodes instead")
+        raise ConfigError("--world-size: a rank for each GPU follows from --machine; give --nodes instead")
     nodes = 1 if arguments.nodes is None else arguments.nodes
     if nodes < 1:
         raise ConfigError(f"--nodes {nodes}: a run has at least 1 node")
-    return nodes * GPUS_PER_NODE
+    return nodes * machine_named(arguments.machine).gpus
 
 
 def hardware(arguments: argparse.Namespace) -> Hardware:
@@ -104,20 +112,24 @@ def hardware(arguments: argparse.Namespace) -> Hardware:
 
 def as_json(config: Config, plan: Plan) -> dict[str, object]:
     """Every number of the plan; sizes in bytes, times in seconds unless they are called days."""
-    tree = dataclasses.asdict(plan)
-    tree["parameters"] |= {"total": plan.parameters.total, "released": plan.parameters.released}
-    tree["sources"] = [source | {"shards": str(source["shards"])} for source in tree["sources"]]
-    tree["memory"] |= {"device_peak": plan.memory.device_peak, "host": plan.memory.host}
-    tree["memory"] |= {"host_peak": plan.memory.host_peak}
-    tree["communication"] |= {"total": plan.communication.total}
-    tokens = {"tokens_per_step": config.tokens_per_step, "tokens": config.tokens_per_step * config.train.steps}
-    step = {"steps": config.train.steps, "step_seconds": plan.step_seconds}
-    return tree | tokens | step | {"warnings": warnings(plan)}
+    batch = {"sequences": config.batch.sequences, "micro_sequences": config.batch.micro_sequences}
+    given = batch | {"save_every_steps": config.train.save_every_steps}
+    return given | as_tree(plan) | {"warnings": warnings(plan)}
+
+
+def as_tree(value: Any) -> Any:
+    """A dataclass as a dictionary of its fields and its properties, which are numbers as good as those."""
+    if isinstance(value, tuple):
+        return [as_tree(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return str(value) if isinstance(value, Path) else value
+    properties = [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+    names = [*(field.name for field in dataclasses.fields(value)), *properties]
+    return {name: as_tree(getattr(value, name)) for name in names}
 
 
 def next_command(path: str, overrides: list[str], plan: Plan) -> str:
-    on_one_machine = plan.world_size <= GPUS_PER_NODE
-    ranks = f"--num_gpus {plan.world_size}" if on_one_machine else "--hostfile HOSTFILE"
+    ranks = f"--num_gpus {plan.world_size}" if plan.saving.nodes == 1 else "--hostfile HOSTFILE"
     return f"deepspeed {ranks} launch/pretrain.py {shlex.join([path, *overrides])}"
 
 

@@ -1,6 +1,7 @@
 """The plan agrees with hand arithmetic, with torch's own accounts, and tells clearly what cannot run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from deberta_scale.config import Config, ConfigError, ModelConfig
@@ -16,6 +18,8 @@ from deberta_scale.model.sizes import SIZES, parameter_count
 from deberta_scale.plan import Hardware, make_plan
 from deberta_scale.plan_machine import RECOMPUTATION
 from deberta_scale.plan_memory import activation_bytes, memory_per_rank
+from deberta_scale.plan_text import duration
+from deberta_scale.plan_text import size as in_bytes
 from tests.rows import batch_of, small_model_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,6 +156,17 @@ def test_flops_are_those_that_torch_counts(style: str) -> None:
     assert plan.flops_per_step == pytest.approx(counter.get_total_flops())
 
 
+@pytest.mark.parametrize("size", ["v3-xsmall", "v3-base"])
+def test_flops_of_released_sizes_are_those_that_torch_counts(size: str) -> None:
+    """Without values, so that nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model = PretrainingModel(SIZES[size])
+        loss_sum, _, _ = model(batch_of([[512]], 512, [list(range(0, 512, 4))]))
+        loss_sum.backward()
+    plan = make_plan(config_of(model.config, 512, micro=1, sequences=1, precision="fp32"))
+    assert plan.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
 @pytest.mark.parametrize("style", ["v3", "baseline"])
 def test_checkpointing_costs_one_more_forward_pass(style: str) -> None:
     """Of the layers; the head, which is not recomputed, is small here."""
@@ -266,6 +281,31 @@ def test_the_command_speaks_json() -> None:
     assert content["accumulation_steps"] == 1
     assert content["tflops_assumed"] is False
     assert content["memory"]["device_peak"] < 16e9
+
+
+def test_json_has_the_numbers_of_the_text() -> None:
+    words = [XXLARGE, "--machine", "a100-80", "--nodes", "4"]
+    content, text = json.loads(plan_command(*words, "--json").stdout), plan_command(*words).stdout
+    machine, memory, communication = content["machine"], content["memory"], content["communication"]
+    shown = {
+        "token places a second": f"{content['tokens_per_second']:,.0f}",
+        "save about every": f"{content['steps_between_saves']:,} steps",
+        "FLOPs of the run": f"{content['flops']:.3e}",
+        "peak on the device": in_bytes(memory["device_peak"]),
+        "peak on the host": in_bytes(memory["host_peak"]),
+        "in all": in_bytes(communication["total"]),
+        "without position and head": f"{content['parameters']['released'] / 1e6:.1f}M",
+        "a step": f"{content['step_seconds']:,.2f} s",
+        "computing a step": f"{machine['model']['compute_seconds']:,.2f} s",
+        "needed on a GPU": in_bytes(machine["device_needed"]),
+        "time": duration(content["days"]),
+    }
+    for name, value in shown.items():
+        assert re.search(rf"^  {name} +{re.escape(value)}(  |$)", text, re.MULTILINE), (name, value, text)
+    assert f"within {content['buffers']['live'] / 1e9:,.1f}B others" in text
+    assert f"{content['predicted_in_micro_batch']:,} predicted tokens" in text
+    assert f"{in_bytes(machine['device_usable'])} of it can be used" in text
+    assert f"the config says {content['save_every_steps']:,}" in text
 
 
 @pytest.mark.parametrize(

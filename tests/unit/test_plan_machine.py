@@ -2,16 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from deberta_scale import plan_machine
 from deberta_scale.config import Config, ConfigError
 from deberta_scale.model.sizes import SIZES
 from deberta_scale.plan import Hardware, Plan, make_plan
 from deberta_scale.plan_communication import communication_per_step
-from deberta_scale.plan_machine import EFFICIENCY, LINK_EFFICIENCY, MACHINES, OVERLAP, RUNTIME_BYTES, fits
+from deberta_scale.plan_machine import EFFICIENCY, LINK_EFFICIENCY, MACHINES, OVERLAP, RUNTIME_BYTES, StepModel, fits
 from deberta_scale.plan_saving import COPY_RATE, NODE_HOURS_BETWEEN_FAILURES, plan_saving, young_interval
+from deberta_scale.plan_text import does_not_fit
 from tests.unit.test_plan import XXLARGE, config_of, plan_command
 
 BASE_TOTAL, XXLARGE_TOTAL = 184_944_996, 1_567_828_068
@@ -61,41 +64,87 @@ def plan_on(machine: str, world_size: int = 8, config: Config | None = None, **k
     return make_plan(chosen, world_size, Hardware(machine=machine, **known))
 
 
+def model_on(machine: str, world_size: int = 8, config: Config | None = None, **known: Any) -> StepModel:
+    plan = plan_on(machine, world_size, config, **known)
+    assert plan.machine is not None and plan.machine.model is not None
+    return plan.machine.model
+
+
 def test_time_on_a_machine_by_hand() -> None:
-    plan = plan_on("a100-40", 16)
-    assert plan.machine is not None
+    plan, model = plan_on("a100-40", 16), model_on("a100-40", 16)
     compute = plan.flops_per_step / 16 / (312e12 * EFFICIENCY)
     communication = plan.communication.total / (400e9 / 8) / LINK_EFFICIENCY
-    assert plan.machine.compute_seconds == pytest.approx(compute)
-    assert plan.machine.communication_seconds == pytest.approx(communication)
-    assert plan.machine.hidden_seconds == 0.0  # stage 1 sums when backward is over
+    assert model.compute_seconds == pytest.approx(compute)
+    assert model.communication_seconds == pytest.approx(communication)
+    assert model.hidden_seconds == 0.0  # stage 1 sums when backward is over
     assert plan.step_seconds == pytest.approx(compute + communication)
-    assert plan.machine.tokens_per_second == pytest.approx(1024 * 512 / (compute + communication))
-    assert plan.days == pytest.approx(plan.machine.days) == pytest.approx(10 * plan.step_seconds / 86400)
+    assert plan.tokens_per_second == pytest.approx(1024 * 512 / (compute + communication))
+    assert plan.days == pytest.approx(10 * plan.step_seconds / 86400)
 
 
 def test_stage_3_hides_a_part_of_its_communication() -> None:
-    machine = plan_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, precision="bf16")).machine
-    assert machine is not None
-    assert machine.hidden_seconds == pytest.approx(OVERLAP * machine.communication_seconds)
-    assert machine.hidden_seconds > 0
+    model = model_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, precision="bf16"))
+    assert model.hidden_seconds == pytest.approx(OVERLAP * model.communication_seconds)
+    assert model.hidden_seconds > 0
 
 
-def test_checkpointing_costs_a_third_and_a_measured_rate_replaces_the_assumption() -> None:
+def test_checkpointing_costs_a_third() -> None:
     engine = {"precision": "bf16", "activation_checkpointing": "non_reentrant"}
-    checkpointed = plan_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, **engine)).machine
-    plain = plan_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, precision="bf16")).machine
-    assert checkpointed is not None and plain is not None
+    checkpointed = model_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, **engine))
+    plain = model_on("h100", 8, config_of(SIZES["v3-base"], micro=8, sequences=1024, precision="bf16"))
     assert checkpointed.compute_seconds == pytest.approx(plain.compute_seconds * 4 / 3)
-    measured = plan_on("h100", 8, tflops_per_rank=100.0)
-    assert measured.machine is not None
-    assert measured.machine.compute_seconds == pytest.approx(measured.flops_per_step / 8 / 100e12)
+
+
+def test_a_measured_rate_replaces_the_model_with_its_communication() -> None:
+    """A run that takes as long as planned, measured and planned again, takes as long."""
+    planned = plan_on("a100-40", 16)
+    again = plan_on("a100-40", 16, tflops_per_rank=planned.tflops_per_rank)
+    assert again.machine is not None and again.machine.model is None
+    assert again.step_seconds == pytest.approx(planned.step_seconds)
+    assert plan_on("h100", tflops_per_rank=100.0).step_seconds == pytest.approx(planned.flops_per_step / 8 / 100e12)
 
 
 def test_a_slower_network_takes_longer() -> None:
-    fast, slow = (plan_on("a100-80", 16, network_gbit=gbit).machine for gbit in (400.0, 100.0))
-    assert fast is not None and slow is not None
+    fast, slow = (model_on("a100-80", 16, network_gbit=gbit) for gbit in (400.0, 100.0))
     assert slow.communication_seconds == pytest.approx(4 * fast.communication_seconds)
+
+
+def test_nodes_have_as_many_gpus_as_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    halved = {"half": replace(MACHINES["h100"], gpus=4, host_bytes=1e12)}
+    monkeypatch.setattr(plan_machine, "MACHINES", halved)
+    config = config_of(SIZES["v3-base"], micro=8, sequences=1024, zero_stage=1, offload_optimizer="cpu")
+    plan = plan_on("half", 8, config)
+    assert plan.machine is not None and plan.machine.nodes == plan.saving.nodes == 2
+    assert plan.machine.host_needed == 4 * plan.memory.host
+    with pytest.raises(ConfigError, match="--machine half: 6 ranks do not fill nodes of 4 GPUs"):
+        plan_on("half", 6)
+
+
+def test_what_is_said_not_to_fit_is_what_was_found_not_to_fit() -> None:
+    """The host's memory for offloaded states, without copies for checkpoints, which are done without."""
+    deep = SIZES["v2-xxlarge"].model_copy(update={"num_hidden_layers": 1700})
+    offload = {"offload_optimizer": "cpu", "offload_parameters": "cpu", "activation_checkpointing": "non_reentrant"}
+    plan = plan_on("v100-32", 8, config_of(deep, 64, precision="fp16", **offload))
+    assert plan.machine is not None and plan.machine.host_needed == 8 * plan.memory.host
+    assert plan.machine.device_needed < plan.machine.device_usable
+    needed, usable = plan.machine.host_needed / 1e9, 0.95 * 768 * 2**30 / 1e9
+    assert needed > usable
+    assert f"states of a node need {needed:,.2f} GB, of {usable:,.2f} GB" in str(does_not_fit(plan))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "non_reentrant"])
+def test_each_change_is_tried_once(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Config] = []
+
+    def never_fits(config: Config, *rest: object) -> bool:
+        tried.append(config)
+        return False
+
+    monkeypatch.setattr(plan_machine, "fits", never_fits)
+    options = {"zero_stage": 3, "precision": "bf16", "activation_checkpointing": checkpointing}
+    machine = plan_on("h100", 8, config_of(SIZES["v3-base"], micro=4, sequences=64, **options)).machine
+    assert machine is not None and "nothing of micro-batch" in str(machine.what_would_fit)
+    assert len({config.model_dump_json() for config in tried}) == len(tried)
 
 
 def test_what_does_not_fit_names_changes_that_do() -> None:
@@ -134,7 +183,16 @@ def test_the_command_says_what_does_not_fit() -> None:
         (("--machine", "v100-32"), "no units for bf16; use engine.precision=fp16"),
         (("--machine", "h100", "--world-size", "8"), "give --nodes instead"),
         (("--machine", "h100", "--nodes", "0"), "--nodes 0: a run has at least 1 node"),
-        (("--machine", "h100", "--network-gbit", "0"), "--network-gbit 0: give a positive number"),
+        *(
+            (("--machine", "h100", "--nodes", "2", "--network-gbit", value), f"--network-gbit {value}: give a positive")
+            for value in ("0", "-1", "nan", "inf")
+        ),
+        (("--machine", "h100", "--network-gbit", "400"), "no effect on 1 node, which sends nothing to others"),
+        (
+            ("--machine", "h100", "--nodes", "2", "--network-gbit", "400", "--tflops-per-rank", "50"),
+            "no effect with --tflops-per-rank: a measured rate contains communication",
+        ),
+        (("--tflops-per-rank", "inf"), "--tflops-per-rank inf: give a positive rate"),
         (("--machine", "h100", "--tflops-per-rank", "2000"), "has a peak of 989 TFLOP/s"),
         (("--nodes", "4"), "--nodes has an effect with --machine only"),
         (("--network-gbit", "4"), "--network-gbit has an effect with --machine only"),

@@ -37,11 +37,21 @@ def shown(output: str, name: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def test_memory_and_checkpoint_are_within_15_percent_of_the_plan(config_path: Path, tmp_path: Path) -> None:
-    words = [config_path, f"run_dir={tmp_path / 'run'}", "engine.zero_stage=3", *LARGER, "--rehearse"]
+@pytest.mark.parametrize(
+    ("ranks", "engine"),
+    [
+        (1, ["engine.zero_stage=3"]),
+        (1, ["engine.zero_stage=0", "engine.activation_checkpointing=non_reentrant"]),
+        (2, ["engine.zero_stage=2", "engine.precision=bf16"]),
+    ],
+)
+def test_memory_and_checkpoint_are_within_15_percent_of_the_plan(
+    config_path: Path, tmp_path: Path, ranks: int, engine: list[str]
+) -> None:
+    words = [config_path, f"run_dir={tmp_path / 'run'}", *engine, *LARGER, "--rehearse"]
     # freed memory goes back to the system, so that the peak is what was needed at a time
-    codes, (output,) = start(1, PRETRAIN, *words, MALLOC_TOP_PAD_="131072").wait()
-    assert codes == [0], output
+    codes, (output, *_) = start(ranks, PRETRAIN, *words, MALLOC_TOP_PAD_="131072").wait()
+    assert codes == [0] * ranks, output
     for name in ("memory of the host", "a checkpoint"):
         measured, planned = shown(output, name)
         assert planned == pytest.approx(measured, rel=0.15), output
