@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deberta_scale import rehearsal
+from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
 from tests.launching import PRETRAIN, ROOT, start
 
@@ -123,3 +124,19 @@ def test_a_rehearsal_is_the_run_in_another_place(config_path: Path, tmp_path: Pa
     for section in ("model", "data", "batch", "engine", "schedule", "optimizer"):
         assert getattr(short, section) == getattr(config, section)
     assert short.train.steps == config.train.steps
+
+
+def test_a_rehearsal_that_is_stopped_early_measures_nothing(config_path: Path) -> None:
+    run = rehearsal.RehearsedRun.__new__(rehearsal.RehearsedRun)
+    run.config, run.step = load(str(config_path), []), 1
+    with pytest.raises(ConfigError, match="stopped after step 1, so nothing is measured: signal SIGTERM"):
+        run._stop("signal SIGTERM")
+    run.step = rehearsal.STEPS
+    assert run._stop("2 steps are rehearsed") == 0
+
+
+def test_steps_that_were_all_skipped_are_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("")
+    (tmp_path / "events.jsonl").write_text('{"event": "step skipped", "why": "the loss is not finite"}\n')
+    with pytest.raises(ConfigError, match=r"every step of the rehearsal was skipped \(the loss is not finite\)"):
+        rehearsal._recorded(tmp_path)
