@@ -24,6 +24,7 @@ from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.plan import Hardware, Plan, make_plan
 from deberta_scale.plan_text import duration, size
 from deberta_scale.train import checkpoint, distributed, offload_directory
+from deberta_scale.train.distributed import AgreedError
 from deberta_scale.train.host_memory import available_memory
 from deberta_scale.train.initial_weights import InitialModel
 from deberta_scale.train.interrupt import Interrupt
@@ -78,10 +79,10 @@ class RehearsedRun(Run):
         return loader
 
     def _stop(self, reason: str) -> int:
-        """Nothing is told: it is no stop from which another start goes on. Raises ConfigError on all ranks for one that
+        """Nothing is told: it is no stop from which another start goes on. Raises AgreedError for one that
         came too early."""
         if self.step < min(STEPS, self.config.train.steps):
-            raise ConfigError(f"the rehearsal was stopped after step {self.step}, so nothing is measured: {reason}")
+            raise AgreedError(f"the rehearsal was stopped after step {self.step}, so nothing is measured: {reason}")
         return EXIT_DONE
 
 
@@ -115,7 +116,7 @@ def rehearsal_of(config: Config) -> Config:
 def rehearse(config: Config, launch: Launch, open_initial: Callable[[Path], InitialModel]) -> int:
     """Rehearse `config` on all ranks together and print what was measured, on rank 0; returns the exit code.
 
-    Raises ValueError on all ranks for whatever the run would refuse, and when saving or loading fails.
+    Raises AgreedError for whatever the run would refuse, and when saving or loading fails.
     """
     short = rehearsal_of(config)
     plan = make_plan(config, launch.world_size)
@@ -128,7 +129,7 @@ def rehearse(config: Config, launch: Launch, open_initial: Callable[[Path], Init
         run.go()
         measured = _measure(run, short)
         distributed.on_main(lambda: remove(short.run_dir))
-    except ValueError:  # raised on all ranks
+    except AgreedError:
         if launch.is_main:
             _remove_or_say(short.run_dir)
         raise
@@ -195,7 +196,7 @@ def _measure(run: RehearsedRun, short: Config) -> Measured:
     """On all ranks together; loads what was saved."""
     saved = distributed.on_main(lambda: checkpoint.newest_complete(short.run_dir))
     if saved is None:
-        raise ConfigError(f"{short.run_dir} holds no complete checkpoint, though a save was said to be published")
+        raise AgreedError(f"{short.run_dir} holds no complete checkpoint, though a save was said to be published")
     peak = process_bytes("VmHWM")
     on_gpu = torch.cuda.is_available() and run.engine.device.type == "cuda"
     device_peak = torch.cuda.max_memory_reserved() if on_gpu else 0

@@ -10,15 +10,12 @@ An engine is built empty: its weights come afterwards, fresh, from another model
 way: into the fp32 masters, each rank its share. So no rank ever holds a whole model that it would divide.
 """
 
-import fcntl
 import logging
 import math
 import os
 import shutil
-import sys
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train import allocator, distributed, offload_directory
 from deberta_scale.train.distributed import announce, open_control_group
 from deberta_scale.train.engine_json import deepspeed_json, refuse_without_effect
+from deberta_scale.train.extension_cache import building_alone, cache_directory, clear_killed_builds
 from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.optim import parameter_groups
 
@@ -40,7 +38,7 @@ def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torc
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    cache_directory()
     import deepspeed
 
     if on_gpu:
@@ -128,7 +126,7 @@ def _build_extensions(config: Config, device: torch.device) -> None:
 def build_for_offloading() -> None:
     """Compile, ahead of any run, what optimizers in the host's memory and on its disk need: minutes, once."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    cache_directory()
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     _build([CPUAdamBuilder(), *([_asynchronous_io()] if disk_offload_is_possible() else [])])
@@ -140,13 +138,9 @@ def _build(builders: list[Any]) -> None:
             "this run's optimizer is compiled at the first start, and there is no C++ compiler: install the Debian"
             " package g++"
         )
-    cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "deberta_scale.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in cache.rglob("lock"):
-            print(f"cleared the lock of a build that was killed: {stale}", file=sys.stderr)
-            shutil.rmtree(stale.parent)
+    cache = cache_directory()
+    with building_alone(cache):
+        clear_killed_builds(cache)
         for builder in builders:
             builder.load(verbose=False)
 

@@ -135,8 +135,8 @@ class Run:
         with contextlib.closing(self.log):
             try:
                 stop = self._make_up_evaluation() or self._train_with_ways_back()
-            except ValueError as error:
-                self.log.event("failed", step=self.step, error=str(error))
+            except Exception as error:
+                self.log.event("failed", step=self.step, kind=type(error).__name__, error=str(error))
                 if isinstance(error, AgreedError) and not isinstance(error, SaveError):
                     self.saver.wait()  # all ranks finish their save in progress
                 raise
