@@ -16,10 +16,10 @@ from tests.launching import PRETRAIN
 make_step = Run._guarded_step
 
 
-def lack_memory(run: Run, data: object) -> None:
+def lack_memory(run: Run, data: object) -> bool:
     if run.step == 1:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-    make_step(run, data)
+    return make_step(run, data)
 
 
 if os.environ["RANK"] == sys.argv.pop(1):

@@ -8,6 +8,7 @@ import pytest
 from deberta_scale import rehearsal
 from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
+from deberta_scale.train.distributed import AgreedError
 from tests.launching import PRETRAIN, ROOT, start
 
 WORKER = ROOT / "tests" / "unit" / "rehearsal_worker.py"
@@ -129,7 +130,7 @@ def test_a_rehearsal_is_the_run_in_another_place(config_path: Path, tmp_path: Pa
 def test_a_rehearsal_that_is_stopped_early_measures_nothing(config_path: Path) -> None:
     run = rehearsal.RehearsedRun.__new__(rehearsal.RehearsedRun)
     run.config, run.step = load(str(config_path), []), 1
-    with pytest.raises(ConfigError, match="stopped after step 1, so nothing is measured: signal SIGTERM"):
+    with pytest.raises(AgreedError, match="stopped after step 1, so nothing is measured: signal SIGTERM"):
         run._stop("signal SIGTERM")
     run.step = rehearsal.STEPS
     assert run._stop("2 steps are rehearsed") == 0
