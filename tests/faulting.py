@@ -66,13 +66,18 @@ def conduct(directory: Path, config: str, scenarios: list[Scenario], disk_bytes:
     command = [sys.executable, str(WORKER), str(directory / "scenarios.json"), str(result)]
     if disk_bytes is not None:
         (directory / "disk").mkdir()
-        mount = f'mount -t tmpfs -o size={disk_bytes} tmpfs "$0" && exec "$@"'
-        command = ["unshare", "-rm", "sh", "-c", mount, str(directory / "disk"), *command]
+        command = on_small_disk(command, directory / "disk", disk_bytes)
     extensions = str(directory / "extensions")  # none is built, and nobody else's build is waited for
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return [Outcome(**outcome) for outcome in json.loads(result.read_text())]
+
+
+def on_small_disk(command: list[str], directory: Path, disk_bytes: int) -> list[str]:
+    """The command with a file system of that size at `directory`, which only it sees; where `can_mount`."""
+    mount = f'mount -t tmpfs -o size={disk_bytes} tmpfs "$0" && exec "$@"'
+    return ["unshare", "-rm", "sh", "-c", mount, str(directory), *command]
 
 
 def can_mount() -> bool:

@@ -2,8 +2,9 @@
 
 Usage: fault_worker.py SCENARIOS RESULT
 Torch is imported once; the ranks of each scenario are forked from here and run launch/pretrain.py. SCENARIOS is a JSON
-list of {config, options, port, faults: {rank: {name: argument}}}. RESULT becomes a JSON list of exit codes, outputs and
-the names below `checkpoints/`, which the tests cannot see when this runs on a disk of its own.
+list of {config, options, port, world_size, faults: {rank: {name: argument}}}; the last two may be left out. RESULT
+becomes a JSON list of exit codes, outputs and the names below `checkpoints/`, which the tests cannot see when this runs
+on a disk of its own.
 """
 
 import contextlib
@@ -224,7 +225,8 @@ def run_rank(rank: int, scenario: dict[str, Any], output: Path) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(scenario.get("world_size", WORLD_SIZE))}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(scenario["port"])}
     faulthandler.dump_traceback_later(LIMIT_SECONDS / 2)  # a hang shows where
     try:

@@ -1,0 +1,154 @@
+"""One start of a run: its ranks, forked from here, and what can be seen of them from outside."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from deberta_scale.train.checkpoint import CheckpointError, complete_checkpoints, verify
+from tests.faults.fault_worker import run_rank
+from tests.launching import free_port
+
+SEQUENCES = 12
+"""A step, whatever the number of ranks."""
+LIMIT_SECONDS = 180.0
+"""For whatever is waited for."""
+_LOOK_EVERY_SECONDS = 0.01
+
+
+class Violation(Exception):
+    """The run did what it must not do."""
+
+
+class Ranks:
+    """The processes of one start."""
+
+    def __init__(self, config: Path, run_dir: Path, world_size: int, steps: int, outputs: Path) -> None:
+        """Start them; what rank i prints goes into `outputs/rank-i.txt`."""
+        self.run_dir, self.world_size = run_dir, world_size
+        self._output = outputs / "rank-0.txt"
+        self._starts_before = len(starts_of(run_dir))
+        options = [f"run_dir={run_dir}", f"train.steps={steps}", f"batch.micro_sequences={SEQUENCES // world_size}"]
+        start = {"config": str(config), "options": options, "port": free_port(), "world_size": world_size}
+        outputs.mkdir(parents=True)
+        self.pids: list[int] = []
+        self.codes: dict[int, int] = {}
+        for rank in range(world_size):
+            child = os.fork()
+            if child == 0:
+                run_rank(rank, start, outputs / f"rank-{rank}.txt")
+            self.pids.append(child)
+
+    @property
+    def output(self) -> str:
+        """Of rank 0 so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
+    def signal(self, number: int, ranks: Iterable[int]) -> None:
+        """Send it to those of the ranks that have not ended."""
+        for rank in ranks:
+            if not self._has_ended(rank):
+                os.kill(self.pids[rank], number)
+
+    def kill_all(self) -> None:
+        self.signal(signal.SIGKILL, range(self.world_size))
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Raises Violation when it does not come true before a rank ends, or before the limit."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not condition():
+            if any(self._has_ended(rank) for rank in range(self.world_size)):
+                raise Violation(
+                    f"waiting for {what}, ranks ended with {self.codes}; rank 0 said:\n{self._last_words()}"
+                )
+            if time.monotonic() > deadline:
+                raise Violation(f"no {what} after {LIMIT_SECONDS:.0f} s; rank 0 said:\n{self._last_words()}")
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def wait_for_start(self) -> dict[str, Any]:
+        """The event with which this start tells where it begins."""
+        self.wait_until(lambda: len(starts_of(self.run_dir)) > self._starts_before, "start or resume")
+        return starts_of(self.run_dir)[-1]
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the log holds it; once the start was told, it holds none that are to be made again."""
+        self.wait_until(lambda: logged_step(self.run_dir) >= step, f"step {step} in the log")
+
+    def wait_for_end(self) -> list[int]:
+        """Exit codes by rank. Raises Violation when one does not end."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not all([self._has_ended(rank) for rank in range(self.world_size)]):
+            if time.monotonic() > deadline:
+                raise Violation(f"ranks do not end, only {self.codes} did; rank 0 said:\n{self._last_words()}")
+            time.sleep(_LOOK_EVERY_SECONDS)
+        return [self.codes[rank] for rank in range(self.world_size)]
+
+    def expect_codes(self, *allowed: int) -> None:
+        """Wait for the end. Raises Violation when a rank ended with another code."""
+        codes = self.wait_for_end()
+        if not set(codes) <= set(allowed):
+            raise Violation(f"ranks ended with {codes}, not with {allowed}; rank 0 said:\n{self._last_words()}")
+
+    def close(self) -> None:
+        """Nothing of this start goes on."""
+        with contextlib.suppress(ProcessLookupError):
+            self.kill_all()
+        self.wait_for_end()
+
+    def _has_ended(self, rank: int) -> bool:
+        if rank not in self.codes:
+            pid, status = os.waitpid(self.pids[rank], os.WNOHANG)
+            if pid:
+                self.codes[rank] = os.waitstatus_to_exitcode(status)
+        return rank in self.codes
+
+    def _last_words(self) -> str:
+        return self.output[-3000:]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Of a file of JSON lines, without one that is just being written. Raises Violation when a line is no record."""
+    text = path.read_text() if path.exists() else ""
+    found = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise Violation(f"line {number} of {path} is no record: {line!r}") from None
+    return found
+
+
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    return records(run_dir / "events.jsonl")
+
+
+def starts_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The events in which a start tells from where it goes on."""
+    return [event for event in events_of(run_dir) if event["event"] in ("start", "resume")]
+
+
+def logged_step(run_dir: Path) -> int:
+    """The last step in the log; 0 when there is none."""
+    return max((record["step"] for record in records(run_dir / "log.jsonl") if record["kind"] == "train"), default=0)
+
+
+def unfinished_files(run_dir: Path) -> list[Path]:
+    """Of the checkpoint that is being written."""
+    return sorted(path for path in (run_dir / "checkpoints").glob("*.partial/**/*") if path.is_file())
+
+
+def intact_checkpoints(run_dir: Path) -> list[Path]:
+    """Complete ones whose digests agree, newest first."""
+    return [path for path in complete_checkpoints(run_dir) if is_intact(path)]
+
+
+def is_intact(checkpoint: Path) -> bool:
+    try:
+        verify(checkpoint)
+    except (CheckpointError, FileNotFoundError):  # removed while we look, perhaps
+        return False
+    return True
