@@ -4,10 +4,10 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def sync(path: Path) -> None:
@@ -41,10 +41,26 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write_described(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a new file, part by part, and force it to disk. Returns `bytes` and `blake2b` of the parts: those of the
+    file only if it holds what was meant for it, which reading it back for its digest would not tell."""
+    digest, size = _new_digest(), 0
+    with path.open("wb") as file:
+        for part in parts:
+            digest.update(part)
+            size += file.write(part)
+    sync(path)
+    return {"bytes": size, "blake2b": digest.hexdigest()}
+
+
 def digest_of(path: Path) -> str:
     """128-bit blake2b of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, _new_digest).hexdigest()
+
+
+def _new_digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
 
 
 def refuse_used(directory: Path) -> None:

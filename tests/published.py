@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from deberta_scale.durable import digest_of
 from deberta_scale.train import checkpoint
 from deberta_scale.train.engine_state import EngineState, Fragment
 from deberta_scale.train.engine_vectors import Piece
@@ -36,6 +37,13 @@ def publish_checkpoint(run_dir: Path, weights: Mapping[str, torch.Tensor], step:
 
 def publish_again(partial: Path, final: Path, facts: dict[str, object]) -> Path:
     """Publish what lies in `partial`, whatever it is."""
-    files = checkpoint.describe_files(partial, [path for path in partial.rglob("*") if path.is_file()])
-    checkpoint.publish(partial, final, {**facts, "files": files})
+    checkpoint.publish(partial, final, {**facts, "files": describe_files(partial)})
     return final
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, object]]:
+    """Of all files as they are now, what the ranks would have told of them."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "blake2b": digest_of(path)} for path in paths
+    }

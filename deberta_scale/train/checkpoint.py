@@ -8,7 +8,7 @@ Layout of `checkpoints/step-NNNNNNNN/`: `engine/rank-NNNNN.safetensors` (see `fr
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +130,11 @@ def _choose_named(run_dir: Path, named: Path) -> tuple[Path, list[str]]:
     return newer, [*notes, f"resuming from {newer}: this run has already gone on from {named}, which resume names"]
 
 
-def describe_files(directory: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files `paths`, each forced to disk, by their names below `directory`."""
-    described = {}
-    for path in sorted(paths):
-        sync(path)
-        described[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "blake2b": digest_of(path)}
-    return described
-
-
 def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Turn a directory written aside into a checkpoint: manifest, rename, marker. On one rank, when all have written.
 
-    Raises CheckpointError when `partial` does not hold exactly the files of the manifest: ranks that do not see the
-    same file system, or a leftover that could not be removed.
+    Raises CheckpointError when `partial` does not hold exactly the files of the manifest, in their sizes: ranks that do
+    not see the same file system, a leftover that could not be removed, or a file that was cut.
     """
     _check_complete(partial, manifest["files"])
     write_durably(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1))
@@ -156,12 +147,16 @@ def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     write_durably(final / "COMPLETE", digest_of(final / "manifest.json") + "\n")
 
 
-def _check_complete(partial: Path, expected: Collection[str]) -> None:
+def _check_complete(partial: Path, expected: Mapping[str, dict[str, Any]]) -> None:
     found = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
     for name in sorted(found.symmetric_difference(expected)):
         if name in found:
             raise CheckpointError(f"{partial / name} was left there by another save; remove {partial}")
         raise CheckpointError(f"{partial / name} was written by a rank, but is not there: is run_dir on a shared disk?")
+    for name, facts in expected.items():
+        size = (partial / name).stat().st_size
+        if size != facts["bytes"]:
+            raise CheckpointError(f"{partial / name} has {size} bytes, but {facts['bytes']} were written: it was cut")
 
 
 def prune(

@@ -6,6 +6,7 @@ publishing  rank 0: manifest, rename, COMPLETE, then what is superseded is remov
 """
 
 import concurrent.futures
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from deberta_scale.durable import write_described
 from deberta_scale.train import distributed, watchdog
 from deberta_scale.train.checkpoint import (
     CheckpointError,
     checkpoint_dir,
-    describe_files,
     prune,
     publish,
     random_state,
@@ -260,17 +261,21 @@ def _aside(run_dir: Path, step: int) -> Path:
 def _write_share(
     aside: Path, rank: int, engine_state: EngineState, random: dict[str, torch.Tensor], state: TrainState
 ) -> dict[str, dict[str, Any]]:
-    """Write this rank's files into `aside`, forced to disk, and describe them. Runs beside training."""
-    paths = [aside / "engine" / FILE_NAME.format(rank=rank), aside / "random" / f"rank-{rank:05d}.pt"]
+    """Write this rank's files into `aside`, forced to disk, and describe what was meant for them. Runs beside
+    training."""
+    engine_path, random_path = aside / "engine" / FILE_NAME.format(rank=rank), aside / "random" / f"rank-{rank:05d}.pt"
     aside.mkdir(exist_ok=True)  # not its parents: a run directory that has vanished must not come back empty
-    for path in paths:
+    for path in (engine_path, random_path):
         path.parent.mkdir(exist_ok=True)
-    engine_state.write(paths[0])
-    torch.save(random, paths[1])
+    saved_random = io.BytesIO()
+    torch.save(random, saved_random)
+    files = {
+        engine_path: engine_state.write(engine_path),
+        random_path: write_described(random_path, [saved_random.getbuffer()]),
+    }
     if rank == 0:
-        paths.append(aside / "state.json")
-        state.write(paths[-1])
-    return describe_files(aside, paths)
+        files[aside / "state.json"] = state.write(aside / "state.json")
+    return {str(path.relative_to(aside)): facts for path, facts in files.items()}
 
 
 def _in_background(action: Callable[[], Result]) -> Future[Result]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deberta_scale.durable import write_described
 from deberta_scale.train import distributed
 from deberta_scale.train.engine_vectors import (
     Piece,
@@ -35,7 +36,6 @@ from deberta_scale.train.fragments import FILE_NAME, FORMAT, WEIGHT, CheckpointE
 
 __all__ = ["FILE_NAME", "EngineState", "Fragment", "copy_state", "restore_state"]
 
-_NO_DIGEST = "0" * 16
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -75,18 +75,22 @@ class EngineState:
         """Of the values; the file is longer by its header."""
         return sum(fragment.num_bytes for fragment in self.fragments)
 
-    def write(self, path: Path) -> None:
-        """One safetensors file, see `train.fragments`. Written from front to back without another copy in memory, but
-        for the digests in its header; not forced to disk."""
-        digests = dict.fromkeys((fragment.key for fragment in self.fragments), _NO_DIGEST)
-        with path.open("wb") as file:
-            file.write(self._header(digests))
-            for fragment, values in zip(self.fragments, self.values(), strict=True):
-                values = values.cpu()  # those that are not copied may be anywhere
-                file.write(values.numpy().data)
-                digests[fragment.key] = f"{digest_of_values(values, fragment.piece.start):016x}"
-            file.seek(0)
-            file.write(self._header(digests))
+    def write(self, path: Path) -> dict[str, Any]:
+        """One safetensors file, see `train.fragments`, forced to disk. Written from front to back without another copy
+        in memory; the values are asked for twice, since their digests come first. Returns as `write_described`."""
+        return write_described(path, self._parts())
+
+    def _parts(self) -> Iterator[bytes | memoryview]:
+        digests = {
+            fragment.key: f"{digest_of_values(values, fragment.piece.start):016x}"
+            for fragment, values in zip(self.fragments, self._on_host(), strict=True)
+        }
+        yield self._header(digests)
+        for values in self._on_host():
+            yield values.numpy().data
+
+    def _on_host(self) -> Iterator[torch.Tensor]:
+        return (values.cpu() for values in self.values())  # those that are not copied may be anywhere
 
     def _header(self, digests: dict[str, str]) -> bytes:
         parameters = {

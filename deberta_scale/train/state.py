@@ -4,8 +4,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deberta_scale.config import Config, ConfigError
+from deberta_scale.durable import write_described
 
 SAMPLES_VERSION = 2
 """Of the way from tokens to samples: packing, order, mixture and masks. One more whenever any of them makes another
@@ -48,8 +50,9 @@ class TrainState:
     """Of each source of a mixture, by name."""
     guards: GuardState = GuardState()
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+    def write(self, path: Path) -> dict[str, Any]:
+        """Returns as `write_described`."""
+        return write_described(path, [json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n"])
 
     @staticmethod
     def read(path: Path) -> "TrainState":

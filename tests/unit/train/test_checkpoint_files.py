@@ -12,13 +12,13 @@ from deberta_scale.train.checkpoint import (
     CheckpointError,
     checkpoint_dir,
     choose,
-    describe_files,
     newest_complete,
     prune,
     publish,
     sweep_unfinished,
     verify,
 )
+from tests.published import describe_files
 
 
 def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
@@ -29,8 +29,7 @@ def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
     for rank in (0, 1):
         (partial / "engine" / f"rank-{rank:05d}.safetensors").write_bytes(bytes(range(200)) * step)
     (partial / "state.json").write_text("{}")
-    files = [path for path in partial.rglob("*") if path.is_file()]
-    return partial, {"step": step, "world_size": 2, "files": describe_files(partial, files)}
+    return partial, {"step": step, "world_size": 2, "files": describe_files(partial)}
 
 
 def make_checkpoint(run_dir: Path, step: int) -> Path:
@@ -122,6 +121,9 @@ def test_only_what_all_ranks_wrote_is_published(tmp_path: Path) -> None:
     (partial / "engine" / "rank-00002.safetensors").unlink()
     (partial / "engine" / "rank-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"rank-00001.safetensors was written by a rank, but is not there"):
+        publish(partial, checkpoint_dir(tmp_path, 1), manifest)
+    (partial / "engine" / "rank-00001.safetensors").write_bytes(bytes(150))
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors has 150 bytes, but 200 were written"):
         publish(partial, checkpoint_dir(tmp_path, 1), manifest)
     assert newest_complete(tmp_path) is None
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from deberta_scale.durable import write_described
 from deberta_scale.train import checkpoint_writer
-from deberta_scale.train.checkpoint import checkpoint_dir, complete_checkpoints, verify
+from deberta_scale.train.checkpoint import checkpoint_dir, complete_checkpoints, newest_complete, verify
 from deberta_scale.train.checkpoint_writer import KeepPolicy, SaveError, Saver
 from deberta_scale.train.metrics import RunLog
 from deberta_scale.train.state import TrainState
@@ -29,6 +31,7 @@ class Engine:
     error: OSError | None = None
     room: float = 0.0
     may_write: threading.Event | None = None
+    damages_file: bool = False
 
     def copy_state(self, most_bytes: float) -> "Engine":
         self.room = most_bytes
@@ -36,12 +39,15 @@ class Engine:
             self.is_copy = False
         return Engine(**vars(self)) if self.is_copy else self
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> dict[str, Any]:
         if self.may_write is not None:
             assert self.may_write.wait(60)
         if self.error is not None:
             raise self.error
-        path.write_text(str(self.value))
+        described = write_described(path, [str(self.value).encode()])
+        if self.damages_file:
+            path.write_text("?" * path.stat().st_size)
+        return described
 
 
 @pytest.fixture
@@ -89,6 +95,16 @@ def test_what_is_written_is_the_state_when_the_save_began(saver: Saver, tmp_path
     began, saved = events(tmp_path)
     assert (began["event"], saved["event"]) == ("save began", "saved")
     assert 0 <= float(str(saved["blocked_seconds"])) <= float(str(saved["total_seconds"])) <= saver.slowest_seconds + 1
+
+
+def test_a_file_that_changes_before_the_save_ends_is_known_as_damaged(saver: Saver, tmp_path: Path) -> None:
+    """R19."""
+    saver.begin(Engine(), state(1))
+    saver.begin(Engine(damages_file=True), state(2))
+    saver.finish()
+    told: list[str] = []
+    assert newest_complete(tmp_path, told.append) == checkpoint_dir(tmp_path, 1)
+    assert "passed over step-00000002" in told[0] and "rank-00000.safetensors does not have the digest" in told[0]
 
 
 @pytest.mark.parametrize(
