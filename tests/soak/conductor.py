@@ -17,10 +17,10 @@ from deberta_scale.train.checkpoint import complete_checkpoints, step_of
 from tests.soak.disks import disk_at
 from tests.soak.fault_plan import Fault, last_step, plan
 from tests.soak.injecting import Injected, inject
-from tests.soak.running import Ranks, Violation, events_of, intact_checkpoints, starts_of
+from tests.soak.running import Ranks, Violation, events_of, intact_checkpoints, prepare_to_fork, starts_of
 from tests.soak.verdict import TOLERANCE, largest_difference, violations, wrong_samples
 
-_CALM_WORLD_SIZE = 2
+_CALM_WORLD_SIZE = 1
 """Ranks of the undisturbed run, and of the start after the last fault."""
 
 
@@ -37,6 +37,7 @@ class Soak:
 
     def conduct(self) -> None:
         """Both runs from the first step to the last. Raises Violation."""
+        prepare_to_fork()
         with self._started(self.undisturbed, _CALM_WORLD_SIZE, "undisturbed") as ranks:
             ranks.expect_codes(0)
         before = ""
@@ -71,10 +72,11 @@ class Soak:
         expected = {"event": "resume" if intact else "start", "step": newest, "ranks": ranks.world_size}
         if not expected.items() <= event.items():
             raise Violation(f"the next start should have told {expected}, and told {event}")
-        notes = "; ".join(event["notes"]).replace(f"{self.disturbed}/", "")
-        if silent := [name for name in damaged if f"passed over {name}" not in notes]:
+        told = [note for note in event["notes"] if note.startswith(("passed over", "starting", "resuming"))]
+        said = "; ".join(told).replace(f"{self.disturbed}/", "")
+        if silent := [name for name in damaged if f"passed over {name}" not in said]:
             raise Violation(f"the next start should have passed over {silent} aloud, and told {event}")
-        return notes
+        return said
 
     def _suffer(self, fault: Fault, ranks: Ranks) -> str:
         """The fault, which is over when this returns what it was. Raises Violation when a checkpoint that was told of

@@ -1,6 +1,7 @@
 """One start of a run: its ranks, forked from here, and what can be seen of them from outside."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -9,7 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deberta_scale.train.checkpoint import CheckpointError, complete_checkpoints, verify
+from deberta_scale.train.fragment_digest import digest_of_values
 from tests.faults.fault_worker import run_rank
 from tests.launching import free_port
 
@@ -18,6 +22,12 @@ SEQUENCES = 12
 LIMIT_SECONDS = 180.0
 """For whatever is waited for."""
 _LOOK_EVERY_SECONDS = 0.01
+
+
+def prepare_to_fork() -> None:
+    """Spare each rank what is the same in all: numba's own start, and looking for garbage among what is imported."""
+    digest_of_values(torch.zeros(1), 0)
+    gc.freeze()
 
 
 class Violation(Exception):

@@ -8,8 +8,8 @@ from deberta_scale.train.checkpoint import step_of
 from tests.soak.running import events_of, is_intact, records
 
 TOLERANCE = 1e-4
-"""Of a loss, relative. Samples and arithmetic are the same, in fp32; but another number of ranks makes its sums in another
-order, which changes the last digits of gradients, and every step carries these on."""
+"""Of a loss, relative. Samples and arithmetic are the same, in fp32; but another number of ranks makes its sums in
+another order, which changes the last digits of gradients, and every step carries these on."""
 _UNWANTED = {"hang", "went back", "step skipped", "step passed over", "loss jumped"}
 """Events that tell of trouble with the training itself, of which there was none."""
 
