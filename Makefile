@@ -5,7 +5,10 @@ DATA := runs/quickstart-data
 RUN := runs/quickstart
 SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with a smile." "It is a [MASK] universally acknowledged."
 
-.PHONY: install quickstart extensions test test-cluster test-packages lint check-install clean
+SOAK_SEED := 1
+SOAK_FAULTS := 30
+
+.PHONY: install quickstart extensions test soak test-cluster test-packages lint check-install clean
 
 install: .venv/installed
 
@@ -38,6 +41,11 @@ extensions: .venv/extensions
 test: install extensions
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster
 
+# A training that SOAK_FAULTS faults happen to, drawn by SOAK_SEED: about ten minutes. What happened stays in runs/soak.
+soak: install $(DATA)/shards/train/manifest.json
+	rm -rf runs/soak
+	$(BIN)/python -m tests.soak --config tests/soak/soak.yaml --out runs/soak --seed $(SOAK_SEED) --faults $(SOAK_FAULTS)
+
 # Clusters of namespaces with real SLURM, sshd and MPI; as root, after `make test-packages`.
 test-cluster: install
 	$(BIN)/python -m pytest tests/cluster
@@ -64,4 +72,4 @@ check-install:
 	rm -rf build
 
 clean:
-	rm -rf $(DATA) $(RUN) build *.egg-info
+	rm -rf $(DATA) $(RUN) runs/soak build *.egg-info

@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--faults", type=int, required=True, help="30 take some minutes")
     arguments = parser.parse_args()
+    if arguments.faults < 1:
+        parser.error(f"--faults {arguments.faults}: a soak has at least one")
     try:
         refuse_used(arguments.out)
         code = run_soak(arguments.config, arguments.out, arguments.seed, arguments.faults)

@@ -17,7 +17,8 @@ from deberta_scale.train.checkpoint import complete_checkpoints, step_of
 from tests.soak.disks import disk_at
 from tests.soak.fault_plan import Fault, last_step, plan
 from tests.soak.injecting import Injected, inject
-from tests.soak.running import Ranks, Violation, events_of, intact_checkpoints, prepare_to_fork, starts_of
+from tests.soak.running import Ranks, prepare_to_fork
+from tests.soak.seeing import Violation, events_of, intact_checkpoints, starts_of
 from tests.soak.verdict import TOLERANCE, largest_difference, violations, wrong_samples
 
 _CALM_WORLD_SIZE = 1
