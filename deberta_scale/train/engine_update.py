@@ -79,9 +79,17 @@ def _update_divided(engine: Any, largest_norm: float) -> Update:
 
 def weights_are_finite(engine: Any) -> bool:
     """Whether all weights that the model computes with are finite on all ranks; each looks at what it holds."""
-    held = (getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters())
+    held = map(_held, engine.module.parameters())
     (num_broken,) = distributed.sum_over_ranks([not all(bool(weights.isfinite().all()) for weights in held)])
     return not num_broken
+
+
+def _held(parameter: Any) -> torch.Tensor:
+    """Of a parameter that stage 3 has cut, what this rank holds without padding, which is memory that nobody filled."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    start = torch.distributed.get_rank() * parameter.partition_numel()
+    return parameter.ds_tensor[: max(0, parameter.ds_numel - start)]
 
 
 def _combined(norms: list[Any]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Run by the tests in every rank: several short trainings in one process, some with bad steps.
 
 Usage: guard_worker.py TRAININGS RESULT CONFIG
-TRAININGS is a JSON list of {options, bad, passed_over, break_weights_after}: `bad` says by step (the first is 1) what
-happens to the loss, `passed_over` names steps to leave out from the beginning; once, right after a step, a weight
-becomes infinite. RESULT becomes a JSON list of what rank 0 found.
+TRAININGS is a JSON list of {options, bad, passed_over, break_weights_after, break_padding}: `bad` says by step (the
+first is 1) what happens to the loss, `passed_over` names steps to leave out from the beginning; once, right after a
+step, a weight becomes infinite; what pads weights is no number. RESULT becomes a JSON list of what rank 0 found.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from deberta_scale.config_file import load
 from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.train import distributed
 from deberta_scale.train.engine_state import copy_state
+from deberta_scale.train.engine_vectors import vectors_of
 from deberta_scale.train.guards import Guards
 from deberta_scale.train.launch_environment import read_launch
 from deberta_scale.train.loop import Run
@@ -65,6 +66,16 @@ def break_weights(run: Run, step: int) -> None:
     run._between_steps = between_steps
 
 
+def break_padding(run: Run) -> None:
+    """As memory may be that nobody has filled."""
+    for vector in vectors_of(run.engine):
+        values = torch.full_like(vector.master, math.nan)
+        for piece in vector.pieces:
+            stretch = slice(piece.offset, piece.offset + piece.size)
+            values[stretch] = vector.master[stretch]
+        vector.master.data.copy_(values)
+
+
 def digest(run: Run) -> str:
     """Of all masters and moments, over all ranks."""
     found = hashlib.sha256()
@@ -93,6 +104,8 @@ def train(
     spoil(run, training.get("bad", {}), first_norms)
     if "break_weights_after" in training:
         break_weights(run, training["break_weights_after"])
+    if "break_padding" in training:
+        break_padding(run)
     error = None
     try:
         run.go()

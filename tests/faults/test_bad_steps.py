@@ -41,6 +41,7 @@ def trainings(directory: Path) -> dict[Any, dict[str, Any]]:
         "7 sigma": {"options": WAYS_BACK, "bad": {"5": {"sigmas": 7.0}}},
         "broken weights": {"options": WAYS_BACK, "break_weights_after": 8},
         "one passed over": {"options": [*WAYS_BACK, "train.log_every_steps=2"], "passed_over": [5]},
+        "broken padding": {"options": [*SIX_STEPS, "model.vocab_size=641"], "break_padding": True},
         "resumed": {"options": [*WAYS_BACK, f"resume={checkpoint}"], "bad": {"5": 100, "6": "nan", "8": 100}},
         "overflows": {
             "options": [*options_of("fp16", 1), "guards.max_skips=0"],
@@ -160,6 +161,13 @@ def test_weights_that_are_not_finite_are_never_saved(results: dict[Any, dict[str
     (back,) = events(result, "went back")
     assert (back["to_step"], back["passed_over"]) == (4, []) and "weights are not finite" in back["reason"]
     assert result["errors"] == [None, None] and result["digest"] == results["clean"]["digest"]
+
+
+def test_what_pads_weights_may_be_anything(results: dict[Any, dict[str, Any]]) -> None:
+    """A parameter whose size the ranks do not divide has padding, in stage 3."""
+    result = results["broken padding"]
+    assert result["errors"] == [None, None] and result["steps"] == [6, 6]
+    assert not events(result, "went back") and [event["step"] for event in events(result, "saved")] == [6]
 
 
 def test_overflows_of_fp16_are_no_failures(results: dict[Any, dict[str, Any]]) -> None:
