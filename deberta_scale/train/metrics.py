@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -132,7 +133,7 @@ class RunLog:
             self._evaluated = {record["step"] for record in records if record.get("kind") == "evaluation"}
             losses = [record["loss"] for record in records if record.get("kind") == "train"]
             self._last_loss = losses[-1] if losses else None
-            self._events = (run_dir / "events.jsonl").open("a", buffering=1)
+            self._events = _open_records(run_dir / "events.jsonl")
 
     def _open_after(self, step: int) -> list[str]:
         """Drop what the log holds beyond `step`; returns the lines that stay."""
@@ -196,6 +197,15 @@ class RunLog:
             yield
         except OSError as error:
             self.say(f"not written to the log ({error}): {record}")
+
+
+def _open_records(path: Path) -> TextIO:
+    """To append lines. The last one that is there goes if it was cut by a crash or a full disk: the next would be
+    written behind it, and neither could be read."""
+    if path.is_file():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    return path.open("a", buffering=1)
 
 
 def _step_of(line: str) -> float:

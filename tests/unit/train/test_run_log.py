@@ -35,3 +35,12 @@ def test_it_knows_which_steps_were_evaluated_before(tmp_path: Path) -> None:
             log.scalars("train", step + 1, {"loss": 1.0})
     with closing(RunLog(tmp_path, enabled=True, first_step=3)) as log:
         assert [step for step in range(6) if log.evaluated(step)] == [2]
+
+
+def test_a_record_that_was_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    """R18: what a disk that became full had no room for; it was printed."""
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"event": "start", "step": 0}\n{"event": "sav')
+    with closing(RunLog(tmp_path, enabled=True, first_step=0)) as log:
+        log.event("resume", step=0)
+    assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["start", "resume"]
