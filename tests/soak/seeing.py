@@ -38,8 +38,12 @@ def logged_step(run_dir: Path) -> int:
 
 
 def unfinished_files(run_dir: Path) -> list[Path]:
-    """Of the checkpoint that is being written."""
-    return sorted(path for path in (run_dir / "checkpoints").glob("*.partial/**/*") if path.is_file())
+    """Of the checkpoint that is being written, those that hold something already."""
+    found = (run_dir / "checkpoints").glob("*.partial/**/*")
+    try:
+        return sorted(path for path in found if path.is_file() and path.stat().st_size)
+    except FileNotFoundError:  # published or removed while we look
+        return []
 
 
 def intact_checkpoints(run_dir: Path) -> list[Path]:
