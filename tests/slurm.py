@@ -1,7 +1,9 @@
-"""Stand-ins for a cluster's commands, which run its jobs at once on this machine."""
+"""Stand-ins for a cluster's commands, which run its jobs at once on this machine, and for a site's checkout."""
 
 import sys
 from pathlib import Path
+
+from tests.launching import ROOT
 
 SBATCH = """#!/usr/bin/env bash
 set -euo pipefail
@@ -41,3 +43,14 @@ def write_stand_ins(directory: Path) -> None:
     for name, content in {"sbatch": SBATCH, "srun": SRUN.format(mpirun=mpirun)}.items():
         (directory / name).write_text(content)
         (directory / name).chmod(0o755)
+
+
+def link_checkout(directory: Path, site: str) -> None:
+    """Make a directory a checkout with the shipped job scripts, whose site.env ends with these lines."""
+    for name in ("configs", "data_prep", "deberta_scale"):
+        (directory / name).symlink_to(ROOT / name)
+    shipped, slurm = ROOT / "launch" / "slurm", directory / "launch" / "slurm"
+    slurm.mkdir(parents=True)
+    for script in [*shipped.glob("*.sbatch"), *shipped.glob("*.py")]:
+        (slurm / script.name).symlink_to(script)
+    (slurm / "site.env").write_text(f"{(shipped / 'site.env').read_text()}\n{site}\n")

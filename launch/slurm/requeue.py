@@ -2,16 +2,19 @@
 
     requeue.py start CONFIG [key=value ...]   may this job start? prints the run directory
     requeue.py preflight RUN_DIR              do all nodes answer and show their GPUs?
+    requeue.py begin RUN_DIR                  training begins: count it
     requeue.py again RUN_DIR                  put the job back into the queue, if that leads anywhere
 
-RUN_DIR/slurm.json remembers, between the starts of one job, the step of the newest checkpoint and how often each node
-failed. A job that starts again and again without a new checkpoint is ended after MAX_RESTARTS_WITHOUT_PROGRESS; a node
-that failed MAX_NODE_FAILURES preflights in turn is excluded. Exit codes: 0 yes, 1 no, said why.
+RUN_DIR/slurm.json remembers, between the starts of one job, the step of the newest checkpoint, how often training
+began from there, and how often preflights failed. A job whose training begins again and again without a new checkpoint
+is ended after MAX_RESTARTS_WITHOUT_PROGRESS. A node that failed MAX_NODE_FAILURES preflights in turn is excluded; a job
+that failed MAX_FAILED_PREFLIGHTS in turn, with whatever nodes, is ended. Exit codes: 0 yes, 1 no, said why.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ from deberta_scale.train.launch_environment import LaunchError, hosts_of
 
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
 MAX_NODE_FAILURES = 2
+MAX_FAILED_PREFLIGHTS = 6
 PREFLIGHT_SECONDS = 120.0
 
 
@@ -34,8 +38,11 @@ class Record:
 
     job: str
     step: int = 0
-    """Of the newest complete checkpoint at the last start that had a newer one than the start before."""
-    restarts_without_progress: int = 0
+    """Of the newest complete checkpoint that training began from."""
+    begun: int = 0
+    """How often training began from there."""
+    failed_preflights: int = 0
+    """In turn, up to the last one."""
     failures: dict[str, int] = field(default_factory=dict)
     """Preflights in turn that a node failed."""
 
@@ -62,25 +69,29 @@ def step_kept(run_dir: Path) -> int:
     return max((int(marker.parent.name.removeprefix("step-")) for marker in complete), default=0)
 
 
-def start(run_dir: Path, environment: Mapping[str, str]) -> str | None:
-    """Note a start of the job. Returns why it may not start, or None."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    record = Record.read(run_dir, environment["SLURM_JOB_ID"])
-    step = step_kept(run_dir)
-    is_restart = int(environment.get("SLURM_RESTART_COUNT", "0")) > 0
-    record.restarts_without_progress = record.restarts_without_progress + 1 if is_restart and step <= record.step else 0
-    record.step = step
-    record.write(run_dir)
-    if record.restarts_without_progress > MAX_RESTARTS_WITHOUT_PROGRESS:
-        return _no_progress(record)
+def hopeless(record: Record, run_dir: Path) -> str | None:
+    """Why one more start of the job would lead nowhere, or None."""
+    if record.failed_preflights >= MAX_FAILED_PREFLIGHTS:
+        return (
+            f"{record.failed_preflights} preflights in turn failed: the job ends. See what the nodes above lack, or"
+            " whether LIST_DEVICES in launch/slurm/site.env is right, and submit again"
+        )
+    restarts = record.begun - 1
+    if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS and step_kept(run_dir) <= record.step:
+        return (
+            f"{restarts} restarts came no further than step {record.step}: the job ends. Read events.jsonl and the"
+            " job's output, and submit again"
+        )
     return None
 
 
-def _no_progress(record: Record) -> str:
-    return (
-        f"{record.restarts_without_progress} restarts came no further than step {record.step}: the job ends. Read"
-        " events.jsonl and the job's output, and submit again"
-    )
+def begin(run_dir: Path, environment: Mapping[str, str]) -> None:
+    """Count that training begins: a job that is killed with its node has no say at its end."""
+    record = Record.read(run_dir, environment["SLURM_JOB_ID"])
+    step = step_kept(run_dir)
+    record.begun = record.begun + 1 if step <= record.step else 1
+    record.step = max(step, record.step)
+    record.write(run_dir)
 
 
 def failing_nodes(nodes: Sequence[str], output: str, num_devices: int) -> dict[str, str]:
@@ -104,38 +115,45 @@ def preflight(run_dir: Path, environment: Mapping[str, str]) -> bool:
     command = ["srun", "--mpi=none", *tasks, "bash", "-c", f'echo "$SLURMD_NODENAME" {count}']
     problems = failing_nodes(nodes, _output(command, PREFLIGHT_SECONDS), num_devices)
     record = Record.read(run_dir, environment["SLURM_JOB_ID"])
-    record.failures = {
-        node: record.failures.get(node, 0) + 1 if node in problems else record.failures[node]
-        for node in problems.keys() | (record.failures.keys() - set(nodes))
-    }
+    if (
+        1 < len(problems) == len(nodes)
+    ):  # srun itself, or LIST_DEVICES; excluding them all would end in an empty cluster
+        _say("no node passed the preflight, so none is blamed for it")
+    else:
+        passed = set(nodes) - problems.keys()
+        record.failures = {node: count for node, count in record.failures.items() if node not in passed}
+        record.failures |= {node: record.failures.get(node, 0) + 1 for node in problems}
+    record.failed_preflights = record.failed_preflights + 1 if problems else 0
     record.write(run_dir)
     for node, problem in problems.items():
-        failures = record.failures[node]
+        failures = record.failures.get(node, 0)
         outcome = "excluded from this job" if failures >= MAX_NODE_FAILURES else "it gets another chance"
         _say(f"node {node} {problem} (preflight failed {failures} time(s) in turn: {outcome})")
     return not problems
 
 
 def again(run_dir: Path, environment: Mapping[str, str]) -> bool:
-    """Requeue the job, without the nodes that keep failing. False when it made no progress for too long, or when SLURM
-    is ending or requeueing it already."""
+    """Requeue the job, without the nodes that keep failing. False when that leads nowhere, or when SLURM is ending or
+    requeueing it already."""
     job = environment["SLURM_JOB_ID"]
     record = Record.read(run_dir, job)
-    if step_kept(run_dir) <= record.step and record.restarts_without_progress >= MAX_RESTARTS_WITHOUT_PROGRESS:
-        _say(_no_progress(record))
+    if (reason := hopeless(record, run_dir)) is not None:
+        _say(reason)
         return False
     state = _output(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
     if state != "RUNNING":  # scontrol would bring a cancelled job back to life
         _say(f"not requeued: the job is {state.lower() or 'gone'}, and SLURM decides what becomes of it")
         return False
+    # A job that is requeued gets TERM, this process and its commands too; and only then may it be updated.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     excluded = _output(["squeue", "--noheader", f"--jobs={job}", "--format=%x"]).strip()
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode:
         _say("the job could not be requeued; submit it again to go on")
         return False
     _say(f"requeued at step {step_kept(run_dir)}")
     if record.excluded:
-        given = [excluded] if excluded not in ("", "(null)") else []
-        nodes = ",".join([*given, *record.excluded])
+        given = hosts_of(excluded) if excluded != "(null)" else []
+        nodes = ",".join(sorted({*given, *record.excluded}))
         if subprocess.run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"], check=False).returncode:
             _say(f"the site does not let the job exclude {nodes}; submit it again with --exclude={nodes}")
     return True
@@ -155,24 +173,33 @@ def _say(message: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("start", "preflight", "again"))
+    parser.add_argument("question", choices=("start", "preflight", "begin", "again"))
     parser.add_argument("where", help="CONFIG for start, else RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     try:
-        if arguments.question == "preflight":
-            return 0 if preflight(Path(arguments.where), os.environ) else 1
-        if arguments.question == "again":
-            return 0 if again(Path(arguments.where), os.environ) else 1
-        run_dir = load(arguments.where, arguments.overrides).run_dir
-        refusal = start(run_dir, os.environ)
+        return 0 if answer(arguments.question, arguments.where, arguments.overrides, os.environ) else 1
     except (ConfigError, LaunchError, OSError) as error:
-        refusal = str(error)
-    if refusal is not None:
-        _say(refusal)
+        _say(str(error))
         return 1
+
+
+def answer(question: str, where: str, overrides: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """The answer to one question of the job script. Raises ConfigError, LaunchError or OSError."""
+    if question == "preflight":
+        return preflight(Path(where), environment)
+    if question == "again":
+        return again(Path(where), environment)
+    if question == "begin":
+        begin(Path(where), environment)
+        return True
+    run_dir = load(where, overrides).run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if (reason := hopeless(Record.read(run_dir, environment["SLURM_JOB_ID"]), run_dir)) is not None:
+        _say(reason)
+        return False
     print(run_dir)
-    return 0
+    return True
 
 
 if __name__ == "__main__":

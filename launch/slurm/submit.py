@@ -64,7 +64,7 @@ def sbatch_command(config: Config, arguments: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file, for instance configs/pretrain/base_512.yaml")
+    parser.add_argument("config", help="YAML file, for instance configs/pretrain/base.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, for instance train.steps=100")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True, help="as many ranks on each node")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launching import ROOT
+from tests.slurm import link_checkout
 
 SCRIPT = "launch/slurm/pretrain.sbatch"
 SUBMIT = "launch/slurm/submit.py"
@@ -22,8 +23,11 @@ SUBMIT = "launch/slurm/submit.py"
 COMMANDS = {
     # preflight asks bash, training asks Python
     "srun": """if [[ " $* " == *" bash -c "* ]]; then cat "$STAND_INS/answers"; else exec "$STAND_INS/train"; fi""",
-    "scontrol": """echo "$@" >> "$STAND_INS/scontrol.log" """,
-    "squeue": """case "$*" in *%T) cat "$STAND_INS/state";; *%x) echo "(null)";; *) echo N/A;; esac""",
+    # requeueing ends every process of the job: the shell, the one that asked, and scontrol itself
+    "scontrol": """echo "$@" >> "$STAND_INS/scontrol.log"
+        shell=$(cut --delimiter=" " --fields=4 /proc/$PPID/stat)
+        if [ "$1" = requeue ]; then kill -TERM $shell $PPID $$; fi""",
+    "squeue": """case "$*" in *%T) cat "$STAND_INS/state";; *%x) echo "(null)";; *%e) cat "$STAND_INS/end";; esac""",
 }
 
 
@@ -82,12 +86,21 @@ class Job:
 SAVE = """mkdir -p "$RUN/checkpoints/step-0000000$1"; touch "$RUN/checkpoints/step-0000000$1/COMPLETE" """
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until training, which the process has started, makes this file."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def job(tmp_path: Path, small_config: str) -> Job:
     config = tmp_path / "config.yaml"
     config.write_text(small_config)
     (tmp_path / "answers").write_text("n1 0\nn2 0\n")
     (tmp_path / "state").write_text("RUNNING\n")
+    (tmp_path / "end").write_text("N/A\n")
     job = Job(tmp_path, config, tmp_path / "run")
     for name, script in COMMANDS.items():
         job.write(name, script)
@@ -124,12 +137,13 @@ def test_a_job_without_progress_ends_after_three_restarts(job: Job) -> None:
 
 def test_a_job_that_slurm_restarts_again_and_again_is_not_started(job: Job) -> None:
     """R26: killed with its node each time, it has no say at its end; it then ends at its start."""
+    (job.directory / "state").write_text("NODE_FAIL\n")
     job.train_by("exit 137")
     for restart in range(4):
         assert job.run(restart)[0] == 137
     returncode, output = job.run(4)
-    assert returncode == 1 and "4 restarts came no further than step 0" in output
-    assert job.run(0)[0] == 137, "submitted again it has all its starts again"
+    assert returncode == 1 and "3 restarts came no further than step 0: the job ends" in output
+    assert job.run(0, SLURM_JOB_ID="18")[0] == 137, "submitted again it has all its starts again"
 
 
 def test_a_job_that_is_being_cancelled_stays_so(job: Job) -> None:
@@ -148,13 +162,34 @@ def test_a_signal_asks_the_ranks_by_a_file_and_waits_for_them(job: Job) -> None:
     job.train_by(f'touch "$RUN/first"\n{wait_for_stop}touch "$RUN/second"\n{wait_for_stop}exit 75')
     process = job.start()
     for mark, number in (("first", signal.SIGUSR1), ("second", signal.SIGTERM)):
-        deadline = time.monotonic() + 60
-        while not (job.run_dir / mark).exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(job.run_dir / mark, process)
         process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and job.scontrol == ["requeue 17"], output
+
+
+def test_the_exit_code_is_that_of_training_when_it_ends_while_a_signal_is_handled(job: Job) -> None:
+    """The signal ends the shell's `wait` with a code of its own; training is over before the shell looks again."""
+    (job.directory / "slow_kill").write_text(
+        'kill() { while [ -e "$RUN/STOP" ] && builtin kill "$@" 2> /dev/null; do :; done; builtin kill "$@"; }\n'
+    )
+    job.train_by('touch "$RUN/started"; until [ -e "$RUN/STOP" ]; do sleep 0.05; done')
+    process = job.start(BASH_ENV=str(job.directory / "slow_kill"))
+    wait_for(job.run_dir / "started", process)
+    process.send_signal(signal.SIGUSR1)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and job.scontrol == [], output
+
+
+@pytest.mark.parametrize(("answer", "seconds"), [("2030-01-02T03:04:05", "1893553445"), ("N/A", ""), ("", "")])
+def test_training_is_told_when_the_job_ends_or_the_output_says_that_nobody_knows(
+    job: Job, answer: str, seconds: str
+) -> None:
+    (job.directory / "end").write_text(f"{answer}\n")
+    job.train_by('echo "ends at <${SLURM_JOB_END_TIME:-}>"')
+    returncode, output = job.run(TZ="UTC")
+    assert returncode == 0 and f"ends at <{seconds}>" in output
+    assert ("squeue tells no end of the job" in output) == (seconds == "")
 
 
 def test_a_node_that_fails_the_preflight_is_named_and_the_second_time_excluded(job: Job) -> None:
@@ -169,6 +204,26 @@ def test_a_node_that_fails_the_preflight_is_named_and_the_second_time_excluded(j
     assert json.loads((job.run_dir / "slurm.json").read_text())["failures"] == {}
 
 
+def test_failed_preflights_leave_the_restarts_of_training_alone(job: Job) -> None:
+    """Training never began, so it cannot have come no further."""
+    job.train_by("exit 75")
+    for restart in range(7):
+        (job.directory / "answers").write_text("n1 0\n" if restart % 2 else "n1 0\nn2 0\n")
+        returncode, output = job.run(restart)
+        assert returncode == (1 if restart % 2 else 75) and ("the job ends" in output) == (restart == 6)
+    assert "3 restarts came no further than step 0" in output and job.scontrol.count("requeue 17") == 6
+
+
+def test_preflights_that_fail_on_all_nodes_blame_none_and_end_the_job(job: Job) -> None:
+    """Excluding every node would leave a job that waits for ever."""
+    (job.directory / "answers").write_text("")
+    for restart in range(6):
+        returncode, output = job.run(restart)
+        assert returncode == 1 and "no node passed the preflight, so none is blamed" in output
+    assert job.scontrol == ["requeue 17"] * 5
+    assert "6 preflights in turn failed: the job ends" in output and "LIST_DEVICES" in output
+
+
 def test_a_node_that_lost_a_gpu_is_named(job: Job) -> None:
     job.train_by("exit 0")
     (job.directory / "answers").write_text("n1 8\nn2 7\n")
@@ -181,6 +236,24 @@ def test_ranks_that_fail_because_a_node_died_are_started_again(job: Job) -> None
     job.train_by('echo "n1 0" > "$STAND_INS/answers"; exit 1')
     returncode, output = job.run()
     assert returncode == 1 and "node n2 did not answer" in output and job.scontrol == ["requeue 17"]
+
+
+def test_a_container_is_put_before_training_and_not_before_what_speaks_to_slurm(job: Job) -> None:
+    checkout = job.directory / "checkout"
+    checkout.mkdir()
+    link_checkout(checkout, site='CONTAINER=(apptainer exec "my image.sif") PYTHON=python3-inside')
+    job.write(
+        "srun", """if [[ " $* " == *" bash -c "* ]]; then cat "$STAND_INS/answers"; else printf '<%s>' "$@"; fi"""
+    )
+    returncode, output = job.run(SLURM_SUBMIT_DIR=str(checkout), JOB_PYTHON=sys.executable, PYTHONPATH="")
+    assert returncode == 0, output
+    assert "<apptainer><exec><my image.sif><python3-inside><-u><launch/pretrain.py>" in output
+
+
+def test_a_python_that_cannot_speak_to_slurm_is_named(job: Job) -> None:
+    returncode, output = job.run(PYTHON="/nowhere/python")
+    assert returncode == 1 and output.startswith("pretrain.sbatch: /nowhere/python is no Python from 3.11 on with")
+    assert output.count("\n") == 1
 
 
 def test_a_wrong_config_ends_the_job_with_its_message(job: Job) -> None:

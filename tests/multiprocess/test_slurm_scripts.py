@@ -4,7 +4,6 @@ What no cluster is needed for: the commands fit together, every element and rank
 one process.
 """
 
-import hashlib
 import os
 import re
 import subprocess
@@ -14,9 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.launching import ROOT
-from tests.slurm import write_stand_ins
+from tests.reading_shards import digests_of
+from tests.slurm import link_checkout, write_stand_ins
 
 SCRIPTS = ROOT / "launch" / "slurm"
+CONTAINER = """#!/usr/bin/env bash
+echo "$@" >> containers
+exec "$@"
+"""
+"""Stands for a container's command: notes what it was started with, and runs it."""
 
 
 def commands_of(script: str) -> list[str]:
@@ -28,9 +33,10 @@ def commands_of(script: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, prepared_shards: Path, sample_documents: list[str]) -> Path:
-    """A directory like a checkout, with text, a tokenizer, a data description, and the stand-ins."""
-    for name in ("launch", "data_prep", "deberta_scale"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A checkout whose site has a container, with text, a tokenizer, a data description, and the stand-ins."""
+    link_checkout(tmp_path, site="CONTAINER=(./container)")
+    (tmp_path / "container").write_text(CONTAINER)
+    (tmp_path / "container").chmod(0o755)
     (tmp_path / "tokenizer").symlink_to(prepared_shards / "tokenizer")
     (tmp_path / "text").mkdir()
     for number, document in enumerate(sample_documents[:40]):
@@ -57,22 +63,23 @@ def run(command: str, place: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def digests(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def check_is_the_result_of_one_process(words: str, place: Path) -> None:
     run(f'"$PYTHON" data_prep/tokenize_corpus.py {words} --out alone', place)
-    of_one, of_job = digests(place / "alone"), digests(place / "shards")
+    of_one, of_job = digests_of(place / "alone"), digests_of(place / "shards")
     of_one.pop("mixture.yaml", None), of_job.pop("mixture.yaml", None)  # names its own directory
     assert of_one and of_one == of_job
     assert not list(place.glob("shards*.partial"))
 
 
+def check_ran_in_containers(place: Path, words: str, times: int) -> None:
+    lines = (place / "containers").read_text().splitlines()
+    assert len(lines) == times and all(line.startswith(f"{sys.executable} {words} ") for line in lines)
+
+
 def test_the_array_of_the_comment(place: Path) -> None:
     run(commands_of("prepare_array.sbatch")[0], place)
     assert "share 0 of 2" in (place / "job.out").read_text()
+    check_ran_in_containers(place, "data_prep/tokenize_corpus.py --workers 1", times=3)
     check_is_the_result_of_one_process("--input text/ --tokenizer tokenizer", place)
 
 
@@ -93,4 +100,5 @@ def test_the_mpi_job_of_the_comment(place: Path, command: int, plugin: str) -> N
     run(commands_of("prepare_mpi.sbatch")[command], place)
     assert (place / "plugin").read_text().strip() == plugin
     assert "share 0 of 2 (MPI)" in (place / "job.out").read_text()
+    check_ran_in_containers(place, "-m mpi4py data_prep/tokenize_corpus.py", times=2)
     check_is_the_result_of_one_process("--input text/ --tokenizer tokenizer", place)
