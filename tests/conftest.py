@@ -60,6 +60,14 @@ train: {{steps: 20, log_every_steps: 1, evaluate_sequences: 24}}
 """
 
 
+@pytest.fixture
+def config_path(tmp_path: Path, small_config: str) -> Path:
+    """A file with the small config."""
+    path = tmp_path / "config.yaml"
+    path.write_text(small_config)
+    return path
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With DEBERTA_SCALE_NO_SKIPS, as on the build machine, a test that cannot run has failed."""

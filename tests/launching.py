@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def start(world_size: int, *arguments: str | Path, **environment: str) -> Ranks:
             for rank in range(world_size)
         ]
     )
+
+
+def run_worker(
+    worker: Path, directory: Path, world_size: int, task: str, config_path: Path, *groups: list[str]
+) -> list[Any]:
+    """What this script's ranks write into a file of `directory` for a task, a result for each group of overrides."""
+    result = directory / f"{task}-{world_size}.json"
+    words = chain.from_iterable(["--", *group] for group in groups)
+    codes, outputs = start(world_size, worker, task, result, config_path, *words).wait()
+    assert codes == [0] * world_size, outputs[0][-3000:]
+    results: list[Any] = json.loads(result.read_text())
+    return results
 
 
 def read_log(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Shards made by a job array or by MPI over two nodes are, byte for byte, those of one process."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from tests.cluster.conftest import TRAINING
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.launching import ROOT
+from tests.reading_shards import digests_of
 
 SLURM = ROOT / "launch" / "slurm"
 
@@ -29,12 +29,7 @@ def expected(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     out = tmp_path_factory.mktemp("one") / "shards"
     command = [sys.executable, str(ROOT / "data_prep" / "tokenize_corpus.py"), *words, "--out", str(out)]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    return digests(out)
-
-
-def digests(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return digests_of(out)
 
 
 def test_job_array(cluster: SlurmCluster, words: list[str], expected: dict[str, str], tmp_path: Path) -> None:
@@ -46,7 +41,7 @@ def test_job_array(cluster: SlurmCluster, words: list[str], expected: dict[str, 
     last = cluster.submit(*common, *after, *command, **TRAINING)
     assert cluster.wait_for_end(last)["JobState"] == "COMPLETED", read(tmp_path)
     assert "share 1 of 2 is done" in read(tmp_path)
-    assert digests(tmp_path / "shards") == expected
+    assert digests_of(tmp_path / "shards") == expected
 
 
 def test_mpi(cluster: SlurmCluster, words: list[str], expected: dict[str, str], tmp_path: Path) -> None:
@@ -54,7 +49,7 @@ def test_mpi(cluster: SlurmCluster, words: list[str], expected: dict[str, str], 
     job = cluster.submit(*options, SLURM / "prepare_mpi.sbatch", *words, "--out", tmp_path / "shards", **TRAINING)
     assert cluster.wait_for_end(job)["JobState"] == "COMPLETED", read(tmp_path)
     assert "of 4 (MPI)" in read(tmp_path)
-    assert digests(tmp_path / "shards") == expected
+    assert digests_of(tmp_path / "shards") == expected
 
 
 def read(directory: Path) -> str:

@@ -7,13 +7,6 @@ import pytest
 from tests.launching import PRETRAIN, read_log, start
 
 
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

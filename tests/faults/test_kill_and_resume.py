@@ -6,19 +6,10 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.launching import PRETRAIN, Ranks, read_log, start
 
 OPTIONS = ["train.steps=14", "train.save_every_steps=4", "train.evaluate_every_steps=7", "engine.precision=bf16"]
 OPTIONS += ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
-
-
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
 
 
 def pretrain(config_path: Path, run_dir: Path, *options: str, world_size: int = 2) -> Ranks:

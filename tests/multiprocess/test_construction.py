@@ -1,32 +1,14 @@
 """However an engine spreads its model, it begins with the same weights, and no rank holds more than its part."""
 
-import json
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deberta_scale.config_file import load
 from deberta_scale.model.sizes import parameter_count
-from tests.launching import start
+from tests.launching import run_worker
 
 WORKER = Path(__file__).with_name("construction_worker.py")
-
-
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
-
-
-def run_worker(tmp_path: Path, world_size: int, task: str, config_path: Path, *groups: list[str]) -> list[Any]:
-    result = tmp_path / f"{task}-{world_size}.json"
-    words = chain.from_iterable(["--", *group] for group in groups)
-    codes, outputs = start(world_size, WORKER, task, result, config_path, *words).wait()
-    assert codes == [0] * world_size, outputs[0][-3000:]
-    return json.loads(result.read_text())
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -36,13 +18,14 @@ def test_masters_are_the_weights_of_the_model_built_whole_and_parameters_their_r
     spreads = [(0, "fp32"), (1, "bf16"), (2, "fp16"), (3, "fp32"), (3, "bf16")]
     groups = [[f"engine.zero_stage={stage}", f"engine.precision={precision}"] for stage, precision in spreads]
     groups.append(["engine.offload_parameters=cpu", "model.conv_kernel_size=3", "model.embedding_size=24"])
-    for group, found in zip(groups, run_worker(tmp_path, world_size, "build", config_path, *groups), strict=True):
+    results = run_worker(WORKER, tmp_path, world_size, "build", config_path, *groups)
+    for group, found in zip(groups, results, strict=True):
         assert found == {"wrong": [], "missing": [], "rounded": []}, group
 
 
 def test_no_rank_of_stage_3_holds_more_than_its_share_and_one_module(config_path: Path, tmp_path: Path) -> None:
     options = ["engine.precision=bf16", "model.num_hidden_layers=12"]
-    (found,) = run_worker(tmp_path, 2, "peaks", config_path, options)
+    (found,) = run_worker(WORKER, tmp_path, 2, "peaks", config_path, options)
     count = parameter_count(load(config_path, options).model)
     word_table = 2 * count.word_embeddings  # bytes of the largest parameter
     assert found["held"] == pytest.approx(2 * count.total / 2, rel=0.01)

@@ -3,18 +3,9 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.launching import PRETRAIN, read_log, start
 
 STEPS = ["train.steps=6", "train.save_every_steps=3", "optimizer.learning_rate=1e-3"]
-
-
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
 
 
 def run(config_path: Path, run_dir: Path, *options: str) -> str:

@@ -13,13 +13,6 @@ SIZES = ["model.vocab_size=4000", "model.hidden_size=256", "model.intermediate_s
 """Large enough that matrices go to the disk: tensors under 1 MiB stay in memory."""
 
 
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
-
-
 def losses(config_path: Path, run_dir: Path, *options: str) -> list[float]:
     """Of six steps, the last two after a start from the checkpoint of the fourth."""
     common = [*SIZES, "optimizer.learning_rate=1e-3", "engine.precision=bf16"]

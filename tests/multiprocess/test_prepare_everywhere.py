@@ -1,6 +1,5 @@
 """The same shards, byte for byte, whoever does the work and however often it is killed."""
 
-import hashlib
 import json
 import os
 import random
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.launching import ROOT
+from tests.reading_shards import digests_of
 
 TOOL = ROOT / "data_prep" / "tokenize_corpus.py"
 
@@ -39,24 +39,23 @@ def run(words: list[str], **variables: str) -> str:
     return result.stdout
 
 
-def digests(directory: Path) -> dict[str, str]:
-    assert not directory.with_name(directory.name + ".partial").exists()
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digests_of_finished(out: Path) -> dict[str, str]:
+    assert not out.with_name(out.name + ".partial").exists()
+    return digests_of(out)
 
 
 @pytest.fixture(scope="module")
 def expected(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("one") / "shards"
     run([sys.executable, *command, str(out)])
-    found = digests(out)
+    found = digests_of_finished(out)
     assert sum(name.endswith(".bin") for name in found) > 12
     return found
 
 
 def test_two_processes(command: list[str], expected: dict[str, str], tmp_path: Path) -> None:
     run([sys.executable, *command, str(tmp_path / "shards"), "--workers", "2"])
-    assert digests(tmp_path / "shards") == expected
+    assert digests_of_finished(tmp_path / "shards") == expected
 
 
 def mpirun(num_ranks: int) -> list[str]:
@@ -69,7 +68,7 @@ def mpirun(num_ranks: int) -> list[str]:
 def test_three_mpi_ranks(command: list[str], expected: dict[str, str], tmp_path: Path) -> None:
     output = run([*mpirun(3), *command, str(tmp_path / "shards")])
     assert "share 0 of 3 (MPI)" in output and output.count("wrote ") == 1
-    assert digests(tmp_path / "shards") == expected
+    assert digests_of_finished(tmp_path / "shards") == expected
 
 
 def test_a_job_array_of_three_and_the_same_command_after_it(
@@ -84,7 +83,7 @@ def test_a_job_array_of_three_and_the_same_command_after_it(
     units = sorted(path.name for path in (tmp_path / "shards.partial" / "units").iterdir())
     assert units == [f"{number:06d}" for number in range(len(units))]
     run([sys.executable, *command, str(out)])
-    assert digests(out) == expected
+    assert digests_of_finished(out) == expected
 
 
 def test_killed_at_random_moments_and_started_again(
@@ -113,7 +112,7 @@ def test_killed_at_random_moments_and_started_again(
         kills += 1
     assert kills >= 5 or out.exists()
     run([sys.executable, *command, str(out)])
-    assert digests(out) == expected
+    assert digests_of_finished(out) == expected
 
 
 def test_a_finished_result_is_not_made_again(command: list[str], expected: dict[str, str], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,25 +15,10 @@ from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.train.optim import parameter_groups
 from deberta_scale.train.schedule import learning_rate_factor
-from tests.launching import start
+from tests.launching import run_worker
 
 WORKER = Path(__file__).with_name("training_worker.py")
 STEPS = 20
-
-
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
-
-
-def run_worker(tmp_path: Path, world_size: int, task: str, config_path: Path, *groups: list[str]) -> list[Any]:
-    result = tmp_path / f"{task}-{world_size}.json"
-    words = chain.from_iterable(["--", *group] for group in groups)
-    codes, outputs = start(world_size, WORKER, task, result, config_path, *words).wait()
-    assert codes == [0] * world_size, outputs[0][-3000:]
-    return json.loads(result.read_text())
 
 
 def plain_torch_losses(config: Config) -> list[float]:
@@ -74,7 +58,7 @@ def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: 
     assert expected[-1] < expected[0] - 0.3, "the comparison needs a model that learns"
     stages = [[f"train.steps={STEPS}", f"engine.zero_stage={stage}", "engine.precision=fp32"] for stage in range(4)]
     for world_size in (1, 2):
-        for stage, losses in enumerate(run_worker(tmp_path, world_size, "losses", config_path, *stages)):
+        for stage, losses in enumerate(run_worker(WORKER, tmp_path, world_size, "losses", config_path, *stages)):
             assert losses == pytest.approx(expected, rel=1e-5), f"stage {stage}, {world_size} rank(s)"
 
 
@@ -90,7 +74,7 @@ def test_one_batch_has_one_gradient_however_it_is_split(
     for world_size, accumulation in ((1, 8), (2, 4), (4, 2)):
         options = ["batch.sequences=16", f"batch.micro_sequences={16 // (world_size * accumulation)}"]
         options += ["engine.zero_stage=2", "data.packing=doc", f"data.shards={shards}"]
-        (result,) = run_worker(tmp_path, world_size, "gradient", config_path, options)
+        (result,) = run_worker(WORKER, tmp_path, world_size, "gradient", config_path, options)
         counts = list(chain.from_iterable(result["predicted"]))
         assert len(counts) == 8 and len(set(counts)) > 1, "the comparison needs unequal counts of predicted tokens"
         gradients.append(torch.tensor(result["gradient"]))
@@ -104,7 +88,7 @@ def test_a_rank_without_predictions_joins_in_and_a_step_without_any_is_an_error(
     config_path: Path, tmp_path: Path, stage: int
 ) -> None:
     options = [f"engine.zero_stage={stage}", "engine.activation_checkpointing=non_reentrant"]
-    (result,) = run_worker(tmp_path, 2, "without_predictions", config_path, options)
+    (result,) = run_worker(WORKER, tmp_path, 2, "without_predictions", config_path, options)
     assert result["finite"] and 1.0 < result["loss"] < 10.0
     assert result["step"] == 1, "the second step did not happen"
     assert len(result["message"]) == 2 and all(
@@ -116,6 +100,6 @@ def test_a_rank_without_predictions_joins_in_and_a_step_without_any_is_an_error(
 def test_activation_checkpointing_changes_nothing(config_path: Path, tmp_path: Path, precision: str) -> None:
     common = ["train.steps=6", f"engine.precision={precision}", "model.hidden_dropout_prob=0.1"]
     modes = [[*common, f"engine.activation_checkpointing={mode}"] for mode in ("none", "non_reentrant")]
-    without, with_checkpointing = run_worker(tmp_path, 2, "losses", config_path, *modes)
+    without, with_checkpointing = run_worker(WORKER, tmp_path, 2, "losses", config_path, *modes)
     assert with_checkpointing == without
     assert without[-1] < without[0]

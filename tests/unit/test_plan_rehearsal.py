@@ -25,13 +25,6 @@ LARGER = [
 """33 million parameters, so that states outweigh what is alike in all runs."""
 
 
-@pytest.fixture
-def config_path(tmp_path: Path, small_config: str) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(small_config)
-    return path
-
-
 def shown(output: str, name: str) -> tuple[float, float]:
     """Measured and planned GB of a line of the report."""
     found = re.search(rf"^  {name} +([\d.]+) GB  ([\d.]+) GB planned", output, re.MULTILINE)

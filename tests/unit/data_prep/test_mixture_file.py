@@ -17,13 +17,6 @@ def description_of(**weights: float) -> DataDescription:
     return DataDescription.model_validate({"tokenizer": "tokenizer", "sources": sources})
 
 
-@pytest.fixture
-def config_path(small_config: str, tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(small_config)
-    return path
-
-
 def test_the_text_is_the_section_mixture_of_a_training_config(config_path: Path) -> None:
     text = mixture_of(description_of(web=3, books=0.5), Path("my shards"))
     tree: dict[str, Any] = yaml.safe_load(config_path.read_text())
