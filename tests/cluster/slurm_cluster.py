@@ -212,6 +212,7 @@ class SlurmCluster:
             (self.directory / name).mkdir(parents=True)
         places = {"directory": self.directory, "nodes": len(self.nodes), "last_address": 10 + len(self.nodes)}
         (self.directory / "slurm.conf").write_text(_SLURM_CONF.format(**places, cpus=_CPUS_PER_NODE))
+        (self.directory / "mpi.conf").write_text("PMIxCliTmpDirBase=/run\n")  # each node's own, as its address is
         hosts = ["127.0.0.1 localhost", "10.88.0.1 ctl"]
         hosts += [f"10.88.0.{11 + number} {node}" for number, node in enumerate(self.nodes)]
         (self.directory / "hosts").write_text("\n".join(hosts) + "\n")

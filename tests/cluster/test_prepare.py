@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import TRAINING
+from tests.cluster.conftest import TRAINING, open_mpi, open_mpi_variables
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.launching import ROOT
 from tests.reading_shards import digests_of
@@ -44,11 +44,26 @@ def test_job_array(cluster: SlurmCluster, words: list[str], expected: dict[str, 
     assert digests_of(tmp_path / "shards") == expected
 
 
-def test_mpi(cluster: SlurmCluster, words: list[str], expected: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugin", ["pmi2", "pmix"])
+def test_mpi(cluster: SlurmCluster, words: list[str], expected: dict[str, str], tmp_path: Path, plugin: str) -> None:
+    """As the script's comment says: pmi2 for MPICH, pmix for Open MPI."""
+    if (problem := cluster.run("srun", f"--mpi={plugin}", "true", check=False)) != "":
+        pytest.skip(f"this SLURM has no working --mpi={plugin} (apt-get install libpmix-dev): {problem}")
+    variables = {"MPI_PLUGIN": "pmix"} | open_mpi_variables() if plugin == "pmix" else {}
     options = [f"--chdir={ROOT}", f"--output={tmp_path}/job.out", "--nodes=2", "--ntasks=4"]
-    job = cluster.submit(*options, SLURM / "prepare_mpi.sbatch", *words, "--out", tmp_path / "shards", **TRAINING)
+    command = [SLURM / "prepare_mpi.sbatch", *words, "--out", tmp_path / "shards"]
+    job = cluster.submit(*options, *command, **TRAINING, **variables)
     assert cluster.wait_for_end(job)["JobState"] == "COMPLETED", read(tmp_path)
     assert "of 4 (MPI)" in read(tmp_path)
+    assert digests_of(tmp_path / "shards") == expected
+
+
+def test_mpirun_of_open_mpi(cluster: SlurmCluster, words: list[str], expected: dict[str, str], tmp_path: Path) -> None:
+    mpirun = [open_mpi() / "bin" / "mpirun", "-n", "4", "--map-by", "ppr:2:node", sys.executable, "-m", "mpi4py"]
+    command = [*mpirun, ROOT / "data_prep" / "tokenize_corpus.py", *words, "--out", tmp_path / "shards"]
+    allocation = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=2"]
+    output = cluster.run(*allocation, *command, **TRAINING, **open_mpi_variables())
+    assert "of 4 (MPI)" in output
     assert digests_of(tmp_path / "shards") == expected
 
 
