@@ -55,7 +55,7 @@ def undisturbed(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             codes, outputs = start(num_ranks, PRETRAIN, config_path, f"run_dir={run_dir}").wait()
             assert codes == [0] * num_ranks, outputs[0][-3000:]
             curves[num_ranks] = curve(run_dir)
-            assert len(curves[num_ranks]) == STEPS
+            assert len({digest for _, _, digest in curves[num_ranks]}) == STEPS, "no samples twice"
         return curves[num_ranks]
 
     return run

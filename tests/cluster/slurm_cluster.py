@@ -207,6 +207,10 @@ class SlurmCluster:
         """Nothing reaches the node any more, and nothing is told so."""
         self._in_network("ip", "link", "set", f"cable{self.nodes.index(node) + 1}", "down")
 
+    def plug_in(self, node: str) -> None:
+        """The same cable again, after `unplug`."""
+        self._in_network("ip", "link", "set", f"cable{self.nodes.index(node) + 1}", "up")
+
     def _write_files(self) -> None:
         for name in ("state", "spool", "ssh"):
             (self.directory / name).mkdir(parents=True)

@@ -73,6 +73,17 @@ def no_progress(cluster: SlurmCluster, config_path: Path, tmp_path_factory: pyte
     return submit_to(cluster, config_path, directory, "--nodelist=n1", PYTHON=str(python))
 
 
+@pytest.fixture(scope="module")
+def held(cluster: SlurmCluster, config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A job whose ranks hang, here because they are held, until its time of a minute is over. It was not warned."""
+    directory = tmp_path_factory.mktemp("held")
+    options = ["--nodes=2", "--time=1", "--signal=B:CONT@1", "train.save_every_steps=2"]
+    training = submit_to(cluster, config_path, directory, *options, SLURM_JOB_END_TIME=str(2**31))
+    training.wait_for_step(4, starts=1)
+    cluster.run("scancel", "--signal=STOP", training.job)
+    return training
+
+
 def test_time_limit_signal_and_preemption(
     cluster: SlurmCluster, submit: Callable[..., Training], undisturbed: Callable[[int], Curve]
 ) -> None:
@@ -114,8 +125,8 @@ def test_a_node_dies_and_another_time_its_network(
     cluster: SlurmCluster, submit: Callable[..., Training], undisturbed: Callable[[int], Curve], no_progress: Training
 ) -> None:
     """The job waits for two nodes and goes on from its newest checkpoint. SLURM notices SlurmdTimeout (here 10 s) after
-    the loss; both times the node is started anew. On the other node, which stays, the queue meanwhile tries another job
-    again and again.
+    the loss. The node that died is started anew; the one that was cut off comes back with what ran on it. On the other
+    node, which stays, the queue meanwhile tries another job again and again.
     """
     assert cluster.job(no_progress.job)["JobState"] in ("PENDING", "RUNNING")
     training = submit("--nodes=2", "train.save_every_steps=2")
@@ -127,12 +138,42 @@ def test_a_node_dies_and_another_time_its_network(
     training.wait_for_step(10, starts=2)
     cluster.unplug("n2")
     cluster.wait_for_state(training.job, "PENDING", seconds=90)
-    cluster.kill("n2")
-    cluster.boot("n2")
+    cluster.plug_in("n2")
 
     training.wait_for_end()
     assert training.starts() == 3 and training.events("stopped") == []
     assert_same(curve(training.run_dir), undisturbed(2))
+
+
+def test_a_node_that_fails_its_preflight_twice_is_excluded(
+    cluster: SlurmCluster, submit: Callable[..., Training], tmp_path: Path, held: Training
+) -> None:
+    """Requeueing ends all processes of the job, the one that excludes the node among them. The restarts of training
+    are left alone. Meanwhile another job hangs.
+    """
+    assert cluster.job(held.job)["JobState"] == "STOPPED"
+    cluster.run("srun", "--nodelist=n2", "bash", "-c", "echo GPU > /run/devices")  # a node's own directory
+    python = stand_in(tmp_path, "exit 0")
+    devices = {"LIST_DEVICES": "cat /run/devices", "SLURM_GPUS_ON_NODE": "1"}
+    training = submit("--nodes=1", PYTHON=str(python), **devices)
+    training.wait_for_end()
+    job = cluster.job(training.job)
+    assert (job["Restarts"], job["NodeList"], job["ExcNodeList"]) == ("2", "n2", "n1")
+    assert training.tail().count("node n1 shows 0 GPU(s), not 1") == 2
+    assert json.loads((training.run_dir / "slurm.json").read_text())["begun"] == 1
+
+
+def test_a_reached_time_limit_ends_the_job_and_the_next_one_goes_on(
+    cluster: SlurmCluster, config_path: Path, undisturbed: Callable[[int], Curve], held: Training
+) -> None:
+    """SLURM lets the ranks go on, to end them; what they save in the meantime counts, and nothing is requeued."""
+    assert cluster.wait_for_end(held.job)["JobState"] == "TIMEOUT", held.tail()
+    assert cluster.job(held.job)["Restarts"] == "0"
+
+    after = submit_to(cluster, config_path, held.run_dir.parent, "--nodes=2", "train.save_every_steps=2")
+    after.wait_for_end()
+    assert after.starts() == 2
+    assert_same(curve(after.run_dir), undisturbed(2))
 
 
 def test_a_job_that_comes_no_further_ends(cluster: SlurmCluster, no_progress: Training) -> None:
