@@ -1,6 +1,7 @@
 """A job that is stopped, preempted or loses a node comes back by itself, and learns what it would have learned."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,12 +76,16 @@ def no_progress(cluster: SlurmCluster, config_path: Path, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def held(cluster: SlurmCluster, config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A job whose ranks hang, here because they are held, until its time of a minute is over. It was not warned."""
+    """A job whose ranks hang, here because they are held, until its minute is over. It was not warned. It waits, and
+    others use the cores.
+    """
     directory = tmp_path_factory.mktemp("held")
-    options = ["--nodes=2", "--time=1", "--signal=B:CONT@1", "train.save_every_steps=2"]
+    options = ["--nodes=2", "--signal=B:CONT@1", "train.save_every_steps=2"]
     training = submit_to(cluster, config_path, directory, *options, SLURM_JOB_END_TIME=str(2**31))
     training.wait_for_step(4, starts=1)
     cluster.run("scancel", "--signal=STOP", training.job)
+    cluster.wait_for_state(training.job, "STOPPED")
+    cluster.run("scontrol", "update", f"JobId={training.job}", "TimeLimit=1")
     return training
 
 
@@ -148,14 +153,18 @@ def test_a_node_dies_and_another_time_its_network(
 def test_a_node_that_fails_its_preflight_twice_is_excluded(
     cluster: SlurmCluster, submit: Callable[..., Training], tmp_path: Path, held: Training
 ) -> None:
-    """Requeueing ends all processes of the job, the one that excludes the node among them. The restarts of training
-    are left alone. Meanwhile another job hangs.
+    """Requeueing ends all processes of the job, the one that excludes the node among them: where SLURM is slow, before
+    it has done so. The restarts of training are left alone. Meanwhile another job hangs.
     """
-    assert cluster.job(held.job)["JobState"] == "STOPPED"
+    assert held.starts() == 1
     cluster.run("srun", "--nodelist=n2", "bash", "-c", "echo GPU > /run/devices")  # a node's own directory
     python = stand_in(tmp_path, "exit 0")
+    slow = executable(
+        tmp_path / "scontrol", f'{shutil.which("scontrol")} "$@" && if [ $1 = requeue ]; then sleep 2; fi'
+    )
+    variables = {"PATH": f"{slow.parent}:{cluster.environment()['PATH']}", "PYTHON": str(python)}
     devices = {"LIST_DEVICES": "cat /run/devices", "SLURM_GPUS_ON_NODE": "1"}
-    training = submit("--nodes=1", PYTHON=str(python), **devices)
+    training = submit("--nodes=1", **variables, **devices)
     training.wait_for_end()
     job = cluster.job(training.job)
     assert (job["Restarts"], job["NodeList"], job["ExcNodeList"]) == ("2", "n2", "n1")
@@ -185,10 +194,11 @@ def test_a_job_that_comes_no_further_ends(cluster: SlurmCluster, no_progress: Tr
 
 def stand_in(directory: Path, script: str) -> Path:
     """A Python that runs this bash script, in `directory`, where it should train."""
-    path = directory / "python"
-    path.write_text(
-        f'#!/usr/bin/env bash\nif [[ " $* " != *" launch/pretrain.py "* ]]; then exec {sys.executable} "$@"; fi\n'
-        f"cd {directory}\n{script}\n"
-    )
+    other = f'if [[ " $* " != *" launch/pretrain.py "* ]]; then exec {sys.executable} "$@"; fi'
+    return executable(directory / "python", f"{other}\ncd {directory}\n{script}")
+
+
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
     path.chmod(0o755)
     return path
