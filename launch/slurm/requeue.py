@@ -23,10 +23,10 @@ from pathlib import Path
 
 from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
+from deberta_scale.doctor_run import MAX_RESTARTS_WITHOUT_PROGRESS
 from deberta_scale.durable import write_durably
 from deberta_scale.train.launch_environment import LaunchError, hosts_of
 
-MAX_RESTARTS_WITHOUT_PROGRESS = 3
 MAX_NODE_FAILURES = 2
 MAX_FAILED_PREFLIGHTS = 6
 PREFLIGHT_SECONDS = 120.0
