@@ -129,9 +129,9 @@ def test_a_cancelled_job_stays_cancelled(
 def test_a_node_dies_and_another_time_its_network(
     cluster: SlurmCluster, submit: Callable[..., Training], undisturbed: Callable[[int], Curve], no_progress: Training
 ) -> None:
-    """The job waits for two nodes and goes on from its newest checkpoint. SLURM notices SlurmdTimeout (here 10 s) after
-    the loss. The node that died is started anew; the one that was cut off comes back with what ran on it. On the other
-    node, which stays, the queue meanwhile tries another job again and again.
+    """R16: the job waits for two nodes and goes on from its newest checkpoint. SLURM notices SlurmdTimeout (here 10 s)
+    after the loss. The node that died is started anew; the one that was cut off comes back with what ran on it. On the
+    other node, which stays, the queue meanwhile tries another job again and again.
     """
     assert cluster.job(no_progress.job)["JobState"] in ("PENDING", "RUNNING")
     training = submit("--nodes=2", "train.save_every_steps=2")
@@ -153,8 +153,8 @@ def test_a_node_dies_and_another_time_its_network(
 def test_a_node_that_fails_its_preflight_twice_is_excluded(
     cluster: SlurmCluster, submit: Callable[..., Training], tmp_path: Path, held: Training
 ) -> None:
-    """Requeueing ends all processes of the job, the one that excludes the node among them: where SLURM is slow, before
-    it has done so. The restarts of training are left alone. Meanwhile another job hangs.
+    """R26: requeueing ends all processes of the job, the one that excludes the node among them: where SLURM is slow,
+    before it has done so. The restarts of training are left alone. Meanwhile another job hangs.
     """
     assert held.starts() == 1
     cluster.run("srun", "--nodelist=n2", "bash", "-c", "echo GPU > /run/devices")  # a node's own directory
@@ -175,7 +175,7 @@ def test_a_node_that_fails_its_preflight_twice_is_excluded(
 def test_a_reached_time_limit_ends_the_job_and_the_next_one_goes_on(
     cluster: SlurmCluster, config_path: Path, undisturbed: Callable[[int], Curve], held: Training
 ) -> None:
-    """SLURM lets the ranks go on, to end them; what they save in the meantime counts, and nothing is requeued."""
+    """R16, R25: SLURM lets the ranks go on, to end them; what they save until then counts, and nothing is requeued."""
     assert cluster.wait_for_end(held.job)["JobState"] == "TIMEOUT", held.tail()
     assert cluster.job(held.job)["Restarts"] == "0"
 

@@ -169,7 +169,7 @@ def test_a_signal_asks_the_ranks_by_a_file_and_waits_for_them(job: Job) -> None:
 
 
 def test_the_exit_code_is_that_of_training_when_it_ends_while_a_signal_is_handled(job: Job) -> None:
-    """The signal ends the shell's `wait` with a code of its own; training is over before the shell looks again."""
+    """R26: the signal ends the shell's `wait` with a code of its own; training is over before the shell looks again."""
     (job.directory / "slow_kill").write_text(
         'kill() { while [ -e "$RUN/STOP" ] && builtin kill "$@" 2> /dev/null; do :; done; builtin kill "$@"; }\n'
     )
@@ -193,6 +193,7 @@ def test_training_is_told_when_the_job_ends_or_the_output_says_that_nobody_knows
 
 
 def test_a_node_that_fails_the_preflight_is_named_and_the_second_time_excluded(job: Job) -> None:
+    """R26: requeueing ends the process that excludes, too."""
     job.train_by("exit 0")
     (job.directory / "answers").write_text("n1 0\n")
     for restart, outcome in enumerate(("it gets another chance", "excluded from this job")):
@@ -205,7 +206,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_the_second_time_excluded(j
 
 
 def test_failed_preflights_leave_the_restarts_of_training_alone(job: Job) -> None:
-    """Training never began, so it cannot have come no further."""
+    """R26: training never began, so it cannot have come no further."""
     job.train_by("exit 75")
     for restart in range(7):
         (job.directory / "answers").write_text("n1 0\n" if restart % 2 else "n1 0\nn2 0\n")
@@ -215,7 +216,7 @@ def test_failed_preflights_leave_the_restarts_of_training_alone(job: Job) -> Non
 
 
 def test_preflights_that_fail_on_all_nodes_blame_none_and_end_the_job(job: Job) -> None:
-    """Excluding every node would leave a job that waits for ever."""
+    """R26: excluding every node would leave a job that waits for ever."""
     (job.directory / "answers").write_text("")
     for restart in range(6):
         returncode, output = job.run(restart)
@@ -232,7 +233,7 @@ def test_a_node_that_lost_a_gpu_is_named(job: Job) -> None:
 
 
 def test_ranks_that_fail_because_a_node_died_are_started_again(job: Job) -> None:
-    """SLURM may take minutes to notice; until then the code is that of the ranks that lost their peers."""
+    """R26: SLURM may take minutes to notice; until then the code is that of the ranks that lost their peers."""
     job.train_by('echo "n1 0" > "$STAND_INS/answers"; exit 1')
     returncode, output = job.run()
     assert returncode == 1 and "node n2 did not answer" in output and job.scontrol == ["requeue 17"]
