@@ -70,11 +70,12 @@ def kill_after_create(name: str) -> None:
 def kill_mid_write(name: str) -> None:
     original = EngineState.write
 
-    def write_half(state: EngineState, path: Path) -> None:
-        original(state, path)
+    def write_half(state: EngineState, path: Path) -> dict[str, Any]:
+        described = original(state, path)
         if name in str(path):
             os.truncate(path, path.stat().st_size // 2)
             end_here()
+        return described
 
     EngineState.write = write_half
 
