@@ -20,7 +20,8 @@ from deberta_scale.config_data import ConfigError, Fraction, PositiveInt, Sectio
 Language = Callable[[str], str]
 """A text, its paragraphs parted by line feeds, to the code of its language."""
 
-_UNITS = ("documents", "paragraphs", "characters")
+UNITS = ("documents", "paragraphs", "characters")
+"""What is counted of text, by everything that leaves some out."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """None beyond the first plane, where Python's expressions grow ten times slower."""
 _FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -89,7 +90,7 @@ class Cleaner:
     def __init__(self, config: CleaningConfig) -> None:
         """Raises ConfigError when the language function cannot be imported."""
         self.config = config
-        self.counts: dict[str, int] = {f"{unit}_{end}": 0 for end in ("in", "out") for unit in _UNITS}
+        self.counts: dict[str, int] = {f"{unit}_{end}": 0 for end in ("in", "out") for unit in UNITS}
         self._language = load_language(config.language.callable) if config.language else None
         self._filters: list[tuple[str, Callable[[Document], Document]]] = []
         self._add("control_characters", config.remove_control_characters, self._without_control, changes=True)
@@ -128,11 +129,11 @@ class Cleaner:
         """Methods return the very document they were given when they have nothing to change in it."""
         if is_on:
             self._filters.append((name, method))
-            self.counts |= {f"{name}.{unit}_dropped": 0 for unit in _UNITS}
-            self.counts |= {f"{name}.{unit}_changed": 0 for unit in _UNITS[:2] if changes}
+            self.counts |= {f"{name}.{unit}_dropped": 0 for unit in UNITS}
+            self.counts |= {f"{name}.{unit}_changed": 0 for unit in UNITS[:2] if changes}
 
     def _count(self, end: str, document: Document, characters: int) -> None:
-        for unit, amount in zip(_UNITS, (1, len(document), characters), strict=True):
+        for unit, amount in zip(UNITS, (1, len(document), characters), strict=True):
             self.counts[f"{unit}_{end}"] += amount
 
     def _without_control(self, document: Document) -> Document:

@@ -23,6 +23,7 @@ __all__ = [
     "Part",
     "Reading",
     "add_input_arguments",
+    "all_documents",
     "documents",
     "find_inputs",
     "in_short",
@@ -30,6 +31,8 @@ __all__ = [
     "reading_of",
 ]
 
+_NO_LIMIT = 2**62
+"""Of bytes in a unit: nothing is cut."""
 _COMPRESSIONS = (".gz", ".zst")
 _ENDINGS = (*(kind + compression for kind in (".txt", ".jsonl") for compression in ("", *_COMPRESSIONS)), ".parquet")
 
@@ -82,10 +85,9 @@ def find_inputs(paths: list[Path]) -> list[InputFile]:
             files += _found_at(path, path.name)
     seen: set[Path] = set()
     for file in files:
-        resolved = file.path if file.kind == HUB_PREFIX else file.path.resolve()
-        if resolved in seen:
+        if file.place in seen:
             raise InputError(f"{file.path}: given twice; its documents would count double")
-        seen.add(resolved)
+        seen.add(file.place)
     return files
 
 
@@ -119,6 +121,13 @@ def documents(part: Part, reading: Reading) -> Iterator[Document]:
     if part.file.kind in TABLE_KINDS:
         return table_documents(part, reading.text_field)
     return text_documents(part, reading)
+
+
+def all_documents(files: list[InputFile], reading: Reading) -> Iterator[Document]:
+    """The documents of files, in order. Raises InputError naming file and line."""
+    for unit in plan_units(files, reading, _NO_LIMIT):
+        for part in unit:
+            yield from documents(part, reading)
 
 
 def _parts_of(file: InputFile, reading: Reading, unit_bytes: int) -> Iterator[Part]:

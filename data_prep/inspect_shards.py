@@ -19,12 +19,11 @@ from data_prep.masked_rows import RowSettings, default_settings, lines_of_rows, 
 from data_prep.report_page import write_report
 from data_prep.scripts_of_text import visible
 from data_prep.token_sample import sample_facts, spread
-from data_prep.workplace import PREPARATION_FILE
+from data_prep.workplace import PREPARATION_FILE, SPLITS
 from deberta_scale.config_file import load
-from deberta_scale.data.shards import ShardError, ShardSet
+from deberta_scale.data.shards import ShardSet
 from deberta_scale.data.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation")
 DEFAULT_DOCUMENTS = 3
 DEFAULT_ROWS = 2
 _TOKENS_SHOWN = 48
@@ -48,9 +47,8 @@ def inspect(
     """
     opened = {split: ShardSet(directory / split) for split in splits}
     tokenizer = Tokenizer.load(directory / "tokenizer")
-    for split, shards in opened.items():
-        if shards.tokenizer_sha256 != tokenizer.sha256:
-            raise ShardError(f"{directory / split}: made with another tokenizer than {directory / 'tokenizer'}")
+    for shards in opened.values():
+        shards.check_tokenizer(tokenizer.describe(), directory / "tokenizer")
     settings = settings or default_settings(directory)
     return {
         split: _facts(shards, tokenizer, num_documents) | {"rows": masked_rows(shards, tokenizer, settings, num_rows)}

@@ -16,13 +16,13 @@ from data_prep.near_duplicates import load_datasketch
 from data_prep.passes import TextUnit, do_units
 from data_prep.repeats import Repeats, RepeatsConfig, Unfinished
 from data_prep.share import Share
-from data_prep.tokenize_unit import SPLITS, VALIDATION, UnitWorker, join_split
-from data_prep.workplace import PREPARATION_FILE, Workplace
+from data_prep.tokenize_unit import UnitWorker, join_split
+from data_prep.workplace import PREPARATION_FILE, SPLITS, VALIDATION, Workplace
 from deberta_scale.data.shards import MANIFEST_FILE
 from deberta_scale.data.tokenizer import Tokenizer
 
 _COUNTED = ("empty_documents", "cleaning", "deduplication")
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 """Of English text; only sets the size of a unit of work, so that it fills about one shard."""
 
 
@@ -65,7 +65,7 @@ class Preparation:
         self._units = [
             [
                 TextUnit(parts, source.reading, source.cleaning)
-                for parts in plan_units(source.files, source.reading, shard_tokens * _BYTES_PER_TOKEN)
+                for parts in plan_units(source.files, source.reading, shard_tokens * BYTES_PER_TOKEN)
             ]
             for source in sources
         ]

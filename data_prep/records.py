@@ -47,6 +47,11 @@ class InputFile:
     def is_compressed(self) -> bool:
         return self.path.suffix in (".gz", ".zst") and self.revision is None
 
+    @property
+    def place(self) -> Path:
+        """By which two names of one file are told to be the same: links resolved; of a stream its name."""
+        return self.path.resolve() if self.revision is None else self.path
+
     def identity(self) -> dict[str, Any]:
         """By which a plan knows the file again, for JSON."""
         known: dict[str, Any] = {"name": self.name, "bytes": self.size_bytes, "modified_ns": self.modified_ns}

@@ -132,9 +132,7 @@ def _documents(
 
 @contextmanager
 def _parquet(file: InputFile, text_field: str) -> Iterator[pyarrow.parquet.ParquetFile]:
-    with opened(file):  # is what was found, and may be read
-        pass
-    with _sound(file, "parquet"), pyarrow.OSFile(str(file.path)) as source:
+    with opened(file), _sound(file, "parquet"), pyarrow.OSFile(str(file.path)) as source:
         parquet = pyarrow.parquet.ParquetFile(
             source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
         )

@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.cleaning import Cleaner, CleaningConfig
-from data_prep.inputs import InputError, InputFile, Reading, documents, in_short, plan_units
+from data_prep.inputs import InputError, InputFile, Reading, all_documents, in_short
 from data_prep.sources import DataDescription, find_source_inputs
-
-_NO_LIMIT = 2**62
-"""Of bytes in a unit: nothing is cut."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,8 @@ class TextSource:
     def paragraphs(self) -> Iterator[str]:
         """Of the documents as they are cut into tokens: cleaned, and without those that cleaning leaves out."""
         cleaner = Cleaner(self.cleaning)
-        for unit in plan_units(self.files, self.reading, _NO_LIMIT):
-            for part in unit:
-                for document in documents(part, self.reading):
-                    yield from cleaner.clean(document) or ()
+        for document in all_documents(self.files, self.reading):
+            yield from cleaner.clean(document) or ()
 
 
 def described_sources(description: DataDescription) -> list[TextSource]:

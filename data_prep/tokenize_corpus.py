@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from data_prep.cleaning import CleaningConfig
+from data_prep.cleaning import UNITS, CleaningConfig
 from data_prep.command import open_fraction, positive_int, report, run
 from data_prep.inputs import InputFile, Reading, add_input_arguments, find_inputs, reading_of
 from data_prep.mixture_file import write_mixture
@@ -25,10 +25,9 @@ from data_prep.preparation import Preparation, Source
 from data_prep.repeats import RepeatsConfig, Unfinished
 from data_prep.share import Share, read_share, share_named
 from data_prep.sources import DEFAULT_VALIDATION_FRACTION, find_source_inputs, load_description
-from data_prep.tokenize_unit import SPLITS
+from data_prep.workplace import SPLITS
 
 DEFAULT_SHARD_TOKENS = 2**24
-_UNITS = ("documents", "paragraphs", "characters")
 
 
 def tokenize(
@@ -204,7 +203,7 @@ def _report(as_json: bool, out: Path, result: dict[str, Any]) -> None:
     if result["empty_documents"]:
         lines.append(f"left out: {result['empty_documents']:,} documents without text")
     for name, counts in (result["cleaning"] | result.get("deduplication", {})).items():
-        dropped = {unit: counts.get(f"{unit}_dropped", 0) for unit in _UNITS}
+        dropped = {unit: counts.get(f"{unit}_dropped", 0) for unit in UNITS}
         if told := ", ".join(f"{count:,} {unit}" for unit, count in dropped.items() if count > 0):
             lines.append(f"left out by {name}: {told}")
     lines.append(f"wrote {out}")

@@ -13,11 +13,10 @@ from data_prep.cleaning import Cleaner
 from data_prep.inputs import Document, Part
 from data_prep.passes import TextUnit
 from data_prep.repeats import Repeats
-from data_prep.workplace import Units, take_over
+from data_prep.workplace import SPLITS, TRAIN, VALIDATION, Units, take_over
 from deberta_scale.data.shards import ShardWriter, write_manifest
 from deberta_scale.data.tokenizer import Tokenizer
 
-TRAIN, VALIDATION = SPLITS = ("train", "validation")
 _DOCUMENTS_AT_ONCE = 256
 _tokenizers: dict[Path, Tokenizer] = {}
 """Loaded once in each process that works."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from data_prep.command import report, run
+from data_prep.workplace import SPLITS
 from deberta_scale.data.shards import ShardError, ShardSet
 from deberta_scale.data.tokenizer import Tokenizer
 
@@ -22,7 +23,7 @@ def main() -> int:
     def work() -> None:
         if not arguments.json:
             print(f"digesting every file of {arguments.directory} again", flush=True)
-        opened = {split: ShardSet(arguments.directory / split) for split in ("train", "validation")}
+        opened = {split: ShardSet(arguments.directory / split) for split in SPLITS}
         tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
         verified: dict[str, list[str]] = {}
         problems: list[str] = []

@@ -21,6 +21,8 @@ from typing import Any
 
 from deberta_scale.durable import refuse_used, sync, write_durably
 
+TRAIN, VALIDATION = SPLITS = ("train", "validation")
+"""Directories in OUT."""
 PREPARATION_FILE = "preparation.json"
 FRAGMENT_FILE = "fragment.json"
 

@@ -20,6 +20,7 @@ import sentencepiece
 import zstandard
 
 from data_prep.inputs import Reading, find_inputs
+from data_prep.preparation import BYTES_PER_TOKEN
 from data_prep.records import Document, paragraphs_of
 from data_prep.tokenize_corpus import tokenize
 from deberta_scale.data.tokenizer import MODEL_FILE
@@ -27,8 +28,6 @@ from deberta_scale.data.tokenizer_directory import FAST_FILE
 
 _DOCUMENTS_OF_A_CHUNK = 32
 _DOCUMENTS_OF_A_BATCH = 256
-_BYTES_OF_A_UNIT_TOKEN = 4
-"""By which data_prep/tokenize_corpus.py turns the size of shards into that of units."""
 
 
 class Side(NamedTuple):
@@ -43,7 +42,7 @@ class Side(NamedTuple):
 
 def ours(files: list[Path], tokenizer_dir: Path, workers: int, out: Path) -> int:
     """To published shards with digests. Every file is a unit of work, as it is in a large corpus."""
-    shard_tokens = -(-max(file.stat().st_size for file in files) // _BYTES_OF_A_UNIT_TOKEN)
+    shard_tokens = -(-max(file.stat().st_size for file in files) // BYTES_PER_TOKEN)
     result = tokenize(
         find_inputs(files),
         Reading(),

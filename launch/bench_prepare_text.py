@@ -5,7 +5,6 @@ the input is.
 """
 
 import gzip
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import zstandard
 
 from data_prep.cleaning import Cleaner, CleaningConfig
-from data_prep.inputs import Document, InputError, InputFile, Reading, documents, find_inputs, in_short, plan_units
+from data_prep.inputs import Document, InputError, InputFile, Reading, all_documents, find_inputs, in_short
 from data_prep.train_tokenizer import train
 from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.data.tokenizer_directory import FAST_FILE
@@ -24,7 +23,6 @@ _SAMPLE_VOCABULARY = 4000
 _FILES_OF_A_WORKER = 4
 _LEAST_DOCUMENTS = 4
 """Of a file, so that all together fall into both splits."""
-_WHOLE_FILE = 2**62
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,7 @@ def _again_and_again(files: list[InputFile], reading: Reading) -> Iterator[Docum
     take out nothing. Raises InputError when there are none."""
     cleaner = Cleaner(CleaningConfig())
     while True:
-        parts = itertools.chain.from_iterable(plan_units(files, reading, _WHOLE_FILE))
-        for document in itertools.chain.from_iterable(documents(part, reading) for part in parts):
+        for document in all_documents(files, reading):
             if cleaned := cleaner.clean(document):
                 yield cleaned
         if not cleaner.counts["documents_out"]:
