@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import model_validator
 
+from data_prep.cleaning import UNITS
 from data_prep.records import Document
 from deberta_scale.config_data import PositiveInt, Section
 from deberta_scale.durable import written_durably
@@ -37,7 +38,6 @@ _BYTES_PER_MERGED_RECORD = 100
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u8")])
 _REPEAT = np.dtype([("unit", "<u4"), ("number", "<u8")])
 _MEMBER = np.dtype([("begins", "?"), ("unit", "<u4"), ("number", "<u8")])
-_UNITS = ("documents", "paragraphs", "characters")
 
 
 class DeduplicationConfig(Section):
@@ -253,9 +253,9 @@ class Unrepeated:
             "near_duplicate_documents": near_documents,
             "duplicate_paragraphs": paragraphs,
         }
-        self.counts = {f"{unit}_{end}": 0 for end in ("in", "out") for unit in _UNITS}
+        self.counts = {f"{unit}_{end}": 0 for end in ("in", "out") for unit in UNITS}
         self.counts |= {
-            f"{why}.{unit}_dropped": 0 for why, numbers in given.items() if numbers is not None for unit in _UNITS
+            f"{why}.{unit}_dropped": 0 for why, numbers in given.items() if numbers is not None for unit in UNITS
         }
         self._num_documents = self._num_paragraphs = 0
         self._documents = {why: _Rising(given[why]) for why in list(given)[:2] if given[why] is not None}
@@ -287,7 +287,7 @@ class Unrepeated:
         return kept if dropped else document
 
     def _count(self, key: str, paragraphs: Document, documents: int = 1) -> None:
-        for unit, amount in zip(_UNITS, (documents, len(paragraphs), sum(map(len, paragraphs))), strict=True):
+        for unit, amount in zip(UNITS, (documents, len(paragraphs), sum(map(len, paragraphs))), strict=True):
             self.counts[key.format(unit)] += amount
 
 

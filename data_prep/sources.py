@@ -110,7 +110,7 @@ def find_source_inputs(description: DataDescription) -> dict[str, list[InputFile
         except InputError as error:
             raise InputError(f"sources.{name}: {error}") from None
         for file in files[name]:
-            owner = owners.setdefault(file.path if file.revision else file.path.resolve(), name)
+            owner = owners.setdefault(file.place, name)
             if owner != name:
                 raise InputError(
                     f"sources.{name}: {file.path} is in sources.{owner} too; its documents would count double, so"
