@@ -8,7 +8,7 @@ import glob
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_prep.records import HUB_PREFIX, TABLE_KINDS, Document, InputError, InputFile, Part, Reading
@@ -29,10 +29,13 @@ __all__ = [
     "in_short",
     "plan_units",
     "reading_of",
+    "refuse_beside_data",
 ]
 
 _NO_LIMIT = 2**62
 """Of bytes in a unit: nothing is cut."""
+_KEYS_OF_A_SOURCE = {"input": "paths", "document_boundary": "document_boundary", "text_field": "text_field"}
+"""By the name of the option without its dashes."""
 _COMPRESSIONS = (".gz", ".zst")
 _ENDINGS = (*(kind + compression for kind in (".txt", ".jsonl") for compression in ("", *_COMPRESSIONS)), ".parquet")
 
@@ -51,18 +54,30 @@ def add_input_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     parser.add_argument(
         "--document-boundary",
         choices=["blank-line", "file"],
-        default="blank-line",
-        help="what separates documents in plain text (default: %(default)s)",
+        help=f"what separates documents in plain text (default: {Reading.document_boundary})",
     )
     parser.add_argument(
         "--text-field",
-        default="text",
-        help="key of the text in JSON lines, or column in tables: strings (default: %(default)s)",
+        help=f"key of the text in JSON lines, or column in tables: strings (default: {Reading.text_field})",
     )
 
 
 def reading_of(arguments: argparse.Namespace) -> Reading:
-    return Reading(arguments.document_boundary, arguments.text_field)
+    given = {name: getattr(arguments, name) for name in ("document_boundary", "text_field")}
+    return Reading(**{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_beside_data(arguments: argparse.Namespace, more_keys: Mapping[str, str]) -> None:
+    """Raises ValueError naming the options that a data description leaves without effect, each with the key that stands
+    there for it; `more_keys`: keys of options that not every tool has."""
+    keys = {name: f"sources.NAME.{key}" for name, key in _KEYS_OF_A_SOURCE.items()} | more_keys
+    given = [
+        f"--{name.replace('_', '-')} (in the file: {key})"
+        for name, key in keys.items()
+        if getattr(arguments, name) is not None
+    ]
+    if given:
+        raise ValueError(f"--data {arguments.data} says what to read and how; leave out {', '.join(given)}")
 
 
 def find_inputs(paths: list[Path]) -> list[InputFile]:

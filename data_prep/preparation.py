@@ -85,6 +85,15 @@ class Preparation:
         """Where duplicates are looked for, until all sources are published."""
         return self._comparing.partial
 
+    def is_published(self, source: Source) -> bool:
+        """Whether `source.out` is the result of this very plan already."""
+        return self._workplaces[self.sources.index(source)].is_published
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all sources are published."""
+        return all(workplace.is_published for workplace in self._workplaces)
+
     def find_repeats(self) -> Unfinished | None:
         """Do this process's share of looking for duplicates; None when nothing of that is left to anybody.
 
@@ -98,7 +107,7 @@ class Preparation:
                     " finish it, or remove the directory"
                 )
             return None
-        if all(workplace.is_published for workplace in self._workplaces):
+        if self.is_done:
             return None
         self._comparing.open()
         with self._leaving_nothing(self._comparing):

@@ -12,6 +12,7 @@ Elements of a job array cannot wait for each other, and need the array once for 
 """
 
 import argparse
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -19,12 +20,19 @@ from typing import Any
 
 from data_prep.cleaning import UNITS, CleaningConfig
 from data_prep.command import open_fraction, positive_int, report, run
-from data_prep.inputs import InputFile, Reading, add_input_arguments, find_inputs, reading_of
+from data_prep.inputs import (
+    InputFile,
+    Reading,
+    add_input_arguments,
+    find_inputs,
+    reading_of,
+    refuse_beside_data,
+)
 from data_prep.mixture_file import write_mixture
 from data_prep.preparation import Preparation, Source
 from data_prep.repeats import RepeatsConfig, Unfinished
 from data_prep.share import Share, read_share, share_named
-from data_prep.sources import DEFAULT_VALIDATION_FRACTION, find_source_inputs, load_description
+from data_prep.sources import DEFAULT_VALIDATION_FRACTION, DataDescription, find_source_inputs, load_description
 from data_prep.workplace import SPLITS
 
 DEFAULT_SHARD_TOKENS = 2**24
@@ -130,43 +138,52 @@ def main() -> int:
 
 
 def _prepare(arguments: argparse.Namespace, share: Share) -> None:
-    preparation = _preparation(arguments, share)
+    description = None if arguments.data is None else load_description(arguments.data)
+    preparation = _preparation(arguments, description, share)
     tells = not arguments.json and share.index == 0
     shares = f", share {share.index} of {share.count} ({share.source})" if share.count > 1 else ""
-    if tells and preparation.looks_for_repeats:
+    if tells and preparation.looks_for_repeats and not preparation.is_done:
         num_files = sum(len(source.files) for source in preparation.sources)
         print(f"looking for duplicates in {num_files} file(s) with {arguments.workers} worker(s){shares}", flush=True)
     if (unfinished := preparation.find_repeats()) is not None:
         _report_pass(arguments.json, preparation.place_of_repeats, share, unfinished)
         return
+    facts_by_source: dict[str, dict[str, Any]] = {}
     for source in preparation.sources:
+        was_done = preparation.is_published(source)
+        files = f"{len(source.files)} file(s) with {arguments.workers} worker(s)"
         if tells:
-            files = f"{len(source.files)} file(s) with {arguments.workers} worker(s)"
-            print(f"tokenizing {files} into {source.out}{shares}", flush=True)
+            print(_already_done(source) if was_done else f"tokenizing {files} into {source.out}{shares}", flush=True)
         result = preparation.tokenize(source)
-        if result is not None:
-            _report(arguments.json, source.out, result)
-        elif share.communicator is None:
-            _report_share(arguments.json, source.out, share)
+        if result is None and share.communicator is not None:
+            continue  # the rank that publishes tells
+        facts, lines = _of_share(source, share, was_done) if result is None else _of_result(source, result)
+        facts_by_source[source.out.name] = facts | {"already_done": was_done}
+        if not arguments.json:
+            print("\n".join(lines), flush=True)
     preparation.close()
-    if arguments.data is not None and share.publishes:
-        path = write_mixture(load_description(arguments.data), arguments.out)
+    if not facts_by_source:
+        return
+    facts = {"out": str(arguments.out), "sources": facts_by_source} if description else facts_by_source.popitem()[1]
+    if description is not None and share.publishes:
+        path = write_mixture(description, arguments.out)
+        facts["mixture"] = str(path)
         if not arguments.json:
             print(f"wrote {path}\nnext: train on all sources with data.shards=null data.mixture={path}")
+    if arguments.json:
+        print(json.dumps(facts))
 
 
-def _preparation(arguments: argparse.Namespace, share: Share) -> Preparation:
+def _preparation(arguments: argparse.Namespace, description: DataDescription | None, share: Share) -> Preparation:
     """Of the command line, or of a data description. Raises ValueError when both or neither is given."""
     how: dict[str, Any] = {"shard_tokens": arguments.shard_tokens, "share": share, "workers": arguments.workers}
-    if arguments.data is None:
+    if description is None:
         if not arguments.input or arguments.tokenizer is None:
             raise ValueError("give --input and --tokenizer, or --data")
         source = Source(find_inputs(arguments.input), reading_of(arguments), arguments.out, CleaningConfig())
         how["validation_fraction"] = arguments.validation_fraction or DEFAULT_VALIDATION_FRACTION
         return Preparation([source], arguments.out, arguments.tokenizer, repeats=RepeatsConfig(), **how)
-    if arguments.input or arguments.tokenizer or arguments.validation_fraction:
-        raise ValueError("--data says input, tokenizer and validation fraction; leave out those options")
-    description = load_description(arguments.data)
+    refuse_beside_data(arguments, {"tokenizer": "tokenizer", "validation_fraction": "validation_fraction"})
     files_of = find_source_inputs(description)
     sources = [
         Source(files_of[name], source.reading, arguments.out / name, source.cleaning)
@@ -190,15 +207,28 @@ def _report_pass(as_json: bool, place: Path, share: Share, unfinished: Unfinishe
     report(as_json, {"out": str(place), "share": [share.index, share.count], **facts}, lines)
 
 
-def _report_share(as_json: bool, out: Path, share: Share) -> None:
-    lines = [
-        f"share {share.index} of {share.count} is done, in {out}.partial",
-        "next: when all shares are, the same command without --share or array puts the result together",
-    ]
-    report(as_json, {"out": str(out), "share": [share.index, share.count]}, lines)
+def _already_done(source: Source) -> str:
+    return (
+        f"{source.out} is already done, judged by names and sizes of its input files (of streams their commits),"
+        " tokenizer and options, and not by when files were changed; remove it to have it made again"
+    )
 
 
-def _report(as_json: bool, out: Path, result: dict[str, Any]) -> None:
+def _of_share(source: Source, share: Share, was_done: bool) -> tuple[dict[str, Any], list[str]]:
+    """Facts and lines of what a share did."""
+    if was_done:
+        lines = [f"share {share.index} of {share.count} has nothing to do"]
+    else:
+        lines = [
+            f"share {share.index} of {share.count} is done, in {source.out}.partial",
+            "next: when all shares are, the same command without --share or array puts the result together",
+        ]
+    return {"out": str(source.out), "share": [share.index, share.count]}, lines
+
+
+def _of_result(source: Source, result: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Facts and lines of what was published."""
+    out = source.out
     lines = [_summary(split, result[split]) for split in SPLITS]
     if result["empty_documents"]:
         lines.append(f"left out: {result['empty_documents']:,} documents without text")
@@ -210,7 +240,7 @@ def _report(as_json: bool, out: Path, result: dict[str, Any]) -> None:
     lines.append(f"next: python data_prep/inspect_shards.py {out}, or train with data.shards={out}")
     facts = {split: {k: v for k, v in result[split].items() if k != "shards"} for split in SPLITS}
     counts = {key: value for key, value in result.items() if key not in SPLITS}
-    report(as_json, {"out": str(out), **counts, **facts}, lines)
+    return {"out": str(out), **counts, **facts}, lines
 
 
 if __name__ == "__main__":

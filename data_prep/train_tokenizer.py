@@ -19,7 +19,7 @@ from typing import Any
 import sentencepiece
 
 from data_prep.command import positive_int, report, run
-from data_prep.inputs import InputFile, Reading, add_input_arguments, find_inputs, reading_of
+from data_prep.inputs import InputFile, Reading, add_input_arguments, find_inputs, reading_of, refuse_beside_data
 from data_prep.sources import load_description
 from data_prep.text_sample import TextSource, describe_samples, described_sources, sample_sources
 from data_prep.user_symbols import NORMALISATION, check_user_symbols
@@ -153,8 +153,7 @@ def _what_and_where(arguments: argparse.Namespace) -> tuple[list[TextSource], Pa
         if not arguments.input or arguments.out is None:
             raise ValueError("give --input and --out, or --data")
         return [TextSource("", find_inputs(arguments.input), reading_of(arguments))], arguments.out
-    if arguments.input or reading_of(arguments) != Reading():
-        raise ValueError("--data says what to read and how; leave out --input, --text-field and --document-boundary")
+    refuse_beside_data(arguments, {})
     description = load_description(arguments.data)
     return described_sources(description), arguments.out or description.tokenizer
 

@@ -198,6 +198,57 @@ def test_a_directory_that_is_no_tokenizer_is_named(text: Path, tmp_path: Path) -
     assert message.startswith(f"{tmp_path / 'metadata.json'}: cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "give --input and --tokenizer, or --data"),
+        (["--input", "TEXT"], "give --input and --tokenizer, or --data"),
+        (["--data", "DATA", "--text-field", "text"], "leave out --text-field (in the file: sources.NAME.text_field)"),
+        (["--data", "DATA", "--document-boundary", "file"], "leave out --document-boundary (in the file: sources."),
+        (
+            ["--data", "DATA", "--input", "TEXT", "--tokenizer", "TEXT", "--validation-fraction", "0.1"],
+            "leave out --input (in the file: sources.NAME.paths), --tokenizer (in the file: tokenizer),"
+            " --validation-fraction (in the file: validation_fraction)",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_a_data_description_says_is_no_option_beside_it(
+    description: Path, text: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    places = {"DATA": str(description), "TEXT": str(text)}
+    before = sorted(tmp_path.iterdir())
+    words = [places.get(option, option) for option in options]
+    assert expected in error_of("tokenize_corpus", "--out", tmp_path / "out", *words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_several_sources_are_one_json_object_and_what_was_done_before_is_said(
+    prepared_shards: Path, sample_documents: list[str], tmp_path: Path
+) -> None:
+    for name in ("novels", "notes"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in sample_documents))
+    path = tmp_path / "data.yaml"
+    sources = ", ".join(f"{name}: {{paths: [{tmp_path / name}.jsonl]}}" for name in ("novels", "notes"))
+    path.write_text(f"tokenizer: {prepared_shards / 'tokenizer'}\nsources: {{{sources}}}\nvalidation_fraction: 0.2\n")
+    out = tmp_path / "out"
+    words = ["--data", path, "--out", out]
+    found = json_of("tokenize_corpus", *words)
+    assert (found["out"], found["mixture"]) == (str(out), str(out / "mixture.yaml"))
+    assert list(found["sources"]) == ["novels", "notes"]
+    assert not any(source["already_done"] for source in found["sources"].values())
+    assert found["sources"]["notes"]["train"]["documents"] == found["sources"]["novels"]["train"]["documents"] > 20
+
+    again = json_of("tokenize_corpus", *words)
+    assert all(source.pop("already_done") for source in again["sources"].values())
+    for source in found["sources"].values():
+        del source["already_done"]
+    assert again == found
+    said = answer_of("tokenize_corpus", *words)
+    assert f"{out / 'notes'} is already done, judged by names and sizes of its input files" in said
+    assert "tokenizing" not in said
+
+
 @pytest.fixture
 def description(text: Path, tmp_path: Path) -> Path:
     """Of two sources, of which one has little text."""
@@ -228,8 +279,8 @@ def test_a_tokenizer_of_a_data_description_lands_where_that_names_it(description
     [
         ([], "give --input and --out, or --data"),
         (["--input", "TEXT"], "give --input and --out, or --data"),
-        (["--data", "DATA", "--input", "TEXT"], "--data says what to read and how; leave out --input"),
-        (["--data", "DATA", "--text-field", "body"], "leave out --input, --text-field and --document-boundary"),
+        (["--data", "DATA", "--input", "TEXT"], "leave out --input (in the file: sources.NAME.paths)"),
+        (["--data", "DATA", "--text-field", "text"], "leave out --text-field (in the file: sources.NAME.text_field)"),
         (["--data", "DATA", "--user-symbols", "<a>", "<a>"], "--user-symbols: '<a>' is given twice"),
         (["--data", "DATA.none"], "DATA.none: cannot be read (No such file or directory)"),
     ],

@@ -232,10 +232,3 @@ def test_a_data_description_makes_a_directory_of_each_source_with_its_filters(
     assert told["cleaning"]["all"]["documents_in"] == 22 and told["cleaning"]["all"]["documents_out"] == 21
     assert told["cleaning"]["control_characters"]["documents_changed"] == 1
     assert ShardSet(tmp_path / "out" / "novels" / "train").num_documents > 30
-    both = subprocess.run(
-        [*map(str, command), str(tmp_path / "other"), "--input", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert both.returncode == 1 and "--data says input" in both.stderr
