@@ -5,11 +5,14 @@ them. They run in the order of the keys of `CleaningConfig`. What is compared be
 `deduplication` and `near_duplicates`.
 """
 
+import hashlib
 import importlib
+import inspect
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -66,6 +69,14 @@ class CleaningConfig(Section):
     max_document_characters: PositiveInt | None = None
     """Longer documents are left out whole, not cut."""
     language: LanguageConfig | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For a plan: everything that decides what is left, the code of the language function included. Raises
+        ConfigError when that cannot be imported."""
+        described = self.model_dump(mode="json")
+        if self.language is not None:
+            described["language"]["source_sha256"] = source_digest(load_language(self.language.callable))
+        return described
 
     @model_validator(mode="after")
     def _consistent(self) -> "CleaningConfig":
@@ -212,6 +223,14 @@ def load_language(name: str) -> Language:
         )
     language: Language = function
     return language
+
+
+def source_digest(function: Language) -> str | None:
+    """The sha256 of the file that a function, or the class of a callable object, is written in; None of one that is in
+    no file. What the file imports is not in it."""
+    path = getattr(inspect.getmodule(inspect.unwrap(function)), "__file__", None)
+    is_file = path is not None and Path(path).is_file()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if is_file else None
 
 
 def sum_counts(many: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from data_prep.repeats import Repeats, RepeatsConfig, Unfinished
 from data_prep.share import Share
 from data_prep.tokenize_unit import UnitWorker, join_split
 from data_prep.workplace import PREPARATION_FILE, SPLITS, VALIDATION, Workplace
+from deberta_scale.config_data import ConfigError
 from deberta_scale.data.shards import MANIFEST_FILE
 from deberta_scale.data.tokenizer import Tokenizer
 
@@ -54,8 +55,9 @@ class Preparation:
         share: Share,
         workers: int,
     ) -> None:
-        """`out`: the directory of all sources, or of the only one. Raises InputError, TokenizerError, or ValueError
-        when near-duplicates are looked for without the library for it."""
+        """`out`: the directory of all sources, or of the only one. Raises InputError, TokenizerError, ConfigError when
+        a language function cannot be imported, or ValueError when near-duplicates are looked for without the library
+        for it."""
         if repeats.near_duplicates is not None:
             load_datasketch()
         self.sources, self.share = sources, share
@@ -138,7 +140,14 @@ class Preparation:
             )
             do_units(worker, units, self.share.of(range(len(units))), self._workers)
             self.share.wait_for_all()
-            return self._publish(source, workplace, len(units)) if self.share.publishes else None
+            if not self.share.publishes:
+                return None
+            fragments = [workplace.units.fragment(unit) for unit in range(len(units))]
+            counts = self._counts(fragments)
+            self._check_text_is_left(source, fragments, counts)
+        with self._leaving_nothing(workplace):  # but what was found of duplicates, which another split needs too
+            self._check_splits(source, fragments)
+        return self._publish(workplace, fragments, counts)
 
     def close(self) -> None:
         """When all sources are published, by whom that is to be done."""
@@ -151,7 +160,7 @@ class Preparation:
             "input": [file.identity() for file in source.files],
             "reading": dataclasses.asdict(source.reading),
             "tokenizer_sha256": self._tokenizer.sha256,
-            "cleaning": source.cleaning.model_dump(mode="json"),
+            "cleaning": source.cleaning.describe(),
             "validation_fraction": self._validation_fraction,
             "shard_tokens": self._shard_tokens,
             "units": num_units,
@@ -170,7 +179,7 @@ class Preparation:
                 {
                     "files": len(source.files),
                     "reading": dataclasses.asdict(source.reading),
-                    "cleaning": source.cleaning.model_dump(mode="json"),
+                    "cleaning": source.cleaning.describe(),
                     "units": len(units),
                 }
                 for source, units in zip(self.sources, self._units, strict=True)
@@ -183,53 +192,69 @@ class Preparation:
     def _leaving_nothing(self, *workplaces: Workplace) -> Iterator[None]:
         try:
             yield
-        except (InputError, UnicodeError):
+        except (InputError, ConfigError, UnicodeError):
             if self.share.count == 1:
                 for workplace in workplaces:
                     workplace.discard()
             raise
 
-    def _publish(self, source: Source, workplace: Workplace, num_units: int) -> dict[str, Any]:
-        fragments = [workplace.units.fragment(number) for number in range(num_units)]
-        result: dict[str, Any] = {
+    def _counts(self, fragments: list[dict[str, Any]]) -> dict[str, Any]:
+        counts: dict[str, Any] = {
             "empty_documents": sum(fragment["empty_documents"] for fragment in fragments),
             "cleaning": by_filter(sum_counts(fragment["cleaning"] for fragment in fragments)),
         }
         if self.looks_for_repeats:
-            result["deduplication"] = by_filter(sum_counts(fragment["deduplication"] for fragment in fragments))
-        self._check_splits(source, fragments, result)
+            counts["deduplication"] = by_filter(sum_counts(fragment["deduplication"] for fragment in fragments))
+        return counts
+
+    def _publish(self, workplace: Workplace, fragments: list[dict[str, Any]], counts: dict[str, Any]) -> dict[str, Any]:
+        manifests: dict[str, Any] = {}
 
         def fill(directory: Path) -> dict[str, Any]:
-            counted = dict(result)
             for split in SPLITS:
-                result[split] = join_split(split, directory, workplace.units, fragments, self._tokenizer)
+                manifests[split] = join_split(split, directory, workplace.units, fragments, self._tokenizer)
             (directory / "tokenizer").mkdir()
             # With the version that cut, which a released one does not say.
             for name, content in self._tokenizer.files().items():
                 (directory / "tokenizer" / name).write_bytes(content)
-            return counted
+            return counts
 
         workplace.publish(fill)
-        return result
+        return counts | manifests
 
-    def _check_splits(self, source: Source, fragments: list[dict[str, Any]], counts: dict[str, Any]) -> None:
-        """Raises InputError when one of the splits would be empty."""
-        filled = {split for split in SPLITS for fragment in fragments if fragment["shards"][split]}
+    def _check_text_is_left(self, source: Source, fragments: list[dict[str, Any]], counts: dict[str, Any]) -> None:
+        """Raises InputError when there is none."""
         compared = counts.get("deduplication", {}).get("all", {"documents_in": 0, "documents_out": 0})
         if compared["documents_in"] and not compared["documents_out"]:
             raise InputError(
                 f"{in_short(source.files)}: all of it repeats what earlier sources hold; leave this source out of the"
                 " description, or let it stand before the others"
             )
-        if not filled:
+        if not any(_filled(fragments).values()):
             raise InputError(f"{in_short(source.files)}: no text in it, nothing to tokenize")
-        for split in SPLITS:
-            if split not in filled:
-                change = "a larger" if split == VALIDATION else "a smaller"
+
+    def _check_splits(self, source: Source, fragments: list[dict[str, Any]]) -> None:
+        """Raises InputError when one of the splits would be empty."""
+        kept = ""
+        if self.looks_for_repeats:
+            kept = (
+                f". Another fraction goes on from the duplicates that were found, in {self.place_of_repeats}; remove"
+                " that for other documents"
+            )
+        for split, is_filled in _filled(fragments).items():
+            if not is_filled:
+                change = "larger" if split == VALIDATION else "smaller"
                 raise InputError(
-                    f"no document fell into the {split} split; give {change} --validation-fraction (now"
-                    f" {self._validation_fraction:g}) or more documents (plain text: see --document-boundary)"
+                    f"{in_short(source.files)}: no document fell into the {split} split; give a {change}"
+                    f" --validation-fraction, or validation_fraction in a data description (now"
+                    f" {self._validation_fraction:g}), or more documents (plain text: see --document-boundary, or"
+                    f" document_boundary there){kept}"
                 )
+
+
+def _filled(fragments: list[dict[str, Any]]) -> dict[str, bool]:
+    """By split, whether a document fell into it."""
+    return {split: any(fragment["shards"][split] for fragment in fragments) for split in SPLITS}
 
 
 def _beside(directory: Path, ending: str) -> Path:

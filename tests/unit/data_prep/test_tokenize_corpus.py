@@ -197,7 +197,7 @@ def test_a_broken_line_in_the_middle_leaves_nothing_behind(tokenizer_dir: Path, 
 def test_a_split_without_a_document_is_an_error(
     tokenizer_dir: Path, tmp_path: Path, numbered: Path, share: float, expected: str
 ) -> None:
-    with pytest.raises(InputError, match=f"no document fell into the {expected}"):
+    with pytest.raises(InputError, match=rf"numbered\.jsonl: no document fell into the {expected}"):
         tokenize_into(tmp_path / "out", tokenizer_dir, numbered, validation_fraction=share)
     assert list(tmp_path.iterdir()) == [numbered]
 
