@@ -22,6 +22,7 @@ from data_prep.token_sample import sample_facts, spread
 from data_prep.workplace import PREPARATION_FILE, SPLITS
 from deberta_scale.config_file import load
 from deberta_scale.data.shards import ShardSet
+from deberta_scale.data.sources import Sources
 from deberta_scale.data.tokenizer import Tokenizer
 
 DEFAULT_DOCUMENTS = 3
@@ -45,14 +46,12 @@ def inspect(
 
     Raises ShardError or TokenizerError naming the file that is missing, damaged, or not of the same tokenizer.
     """
-    opened = {split: ShardSet(directory / split) for split in splits}
-    tokenizer = Tokenizer.load(directory / "tokenizer")
-    for shards in opened.values():
-        shards.check_tokenizer(tokenizer.describe(), directory / "tokenizer")
     settings = settings or default_settings(directory)
+    opened = {split: Sources(directory / split, settings.data, settings.seed) for split in splits}
     return {
-        split: _facts(shards, tokenizer, num_documents) | {"rows": masked_rows(shards, tokenizer, settings, num_rows)}
-        for split, shards in opened.items()
+        split: _facts(sources.all[0].shards, sources.tokenizer, num_documents)
+        | {"rows": masked_rows(sources, settings, num_rows)}
+        for split, sources in opened.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Rows as training sees them in its first epoch: packed, with [CLS] and [SEP], masked.
 
-A twin of `deberta_scale.data.loader`, which needs torch; a test holds the two together.
+Made by what `deberta_scale.data.loader` makes its own by, which needs torch itself; a test holds the two together.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ import numpy as np
 
 from data_prep.token_sample import spread
 from deberta_scale.config import Config, DataConfig
-from deberta_scale.data.masking import Masker
-from deberta_scale.data.packing import Rows, pack
-from deberta_scale.data.shards import ShardSet
-from deberta_scale.data.sources import seed_of
+from deberta_scale.data.assembly import Output, assemble, new_output
+from deberta_scale.data.masking import Masker, new_work
+from deberta_scale.data.sources import Sources, seed_of
 from deberta_scale.data.tokenizer import Tokenizer
 
 EPOCH = 0
@@ -49,15 +48,16 @@ def settings_of(config: Config, path: Path, directory: Path) -> RowSettings:
     raise ValueError(f"--config {path} mixes {', '.join(map(str, shards.values()))}; {directory} is none of them")
 
 
-def masked_rows(shards: ShardSet, tokenizer: Tokenizer, settings: RowSettings, num_rows: int) -> dict[str, Any]:
-    """Up to `num_rows` rows, spread over all, packed and masked by the settings.
+def masked_rows(sources: Sources, settings: RowSettings, num_rows: int) -> dict[str, Any]:
+    """Up to `num_rows` rows, spread over all, packed and masked by the settings, by which `sources` was opened.
 
     Each has the pieces that the model sees, padding left out, and under `predicted` the places whose true piece it must
     tell, with that piece and the name of what was done.
     """
-    data = settings.data
-    rows = pack(shards, data.sequence_length, data.packing)
-    masker = Masker(data.masking, tokenizer)
+    data, rows = settings.data, sources.all[0].rows
+    shown = spread(len(rows), num_rows)
+    output = _assembled(sources, settings, np.array(shown))
+    ends = np.cumsum(output.predictions)
     return {
         "row_length": data.sequence_length,
         "rows": len(rows),
@@ -67,35 +67,35 @@ def masked_rows(shards: ShardSet, tokenizer: Tokenizer, settings: RowSettings, n
         "told_by": settings.told_by,
         "seed": settings.seed,
         "epoch": EPOCH,
-        "examples": [_example(shards, tokenizer, rows, masker, row, settings) for row in spread(len(rows), num_rows)],
+        "examples": [
+            {"row": row, **_example(output, place, int(ends[place]), sources.tokenizer)}
+            for place, row in enumerate(shown)
+        ],
     }
 
 
-def _example(
-    shards: ShardSet, tokenizer: Tokenizer, rows: Rows, masker: Masker, row: int, settings: RowSettings
-) -> dict[str, Any]:
+def _assembled(sources: Sources, settings: RowSettings, rows: np.ndarray) -> Output:
     row_length = settings.data.sequence_length
-    tokens, used = tokens_of_row(shards, rows, row, row_length)
-    shown, places = masker.mask(tokens, settings.seed, EPOCH, row)
+    output = new_output(len(rows), row_length)
+    masking = Masker(settings.data.masking, sources.tokenizer).tables
+    seeds, epochs = np.full(len(rows), settings.seed), np.full(len(rows), EPOCH)
+    # In batches of one row, so that flat places are those in the row.
+    assemble(sources.stream(), masking, new_work(row_length), rows, seeds, epochs, rows, 1, output)
+    return output
+
+
+def _example(output: Output, row: int, end: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`end`: of the row's predictions among all."""
+    shown, used = output.shown[row], int(output.used[row])
+    of_row = slice(end - int(output.predictions[row]), end)
+    places, true_ids = (column[of_row].tolist() for column in (output.predicted_places, output.predicted_ids))
     predicted = []
-    for place in places.tolist():
-        seen, true = int(shown[place]), int(tokens[place])
+    for place, true in zip(places, true_ids, strict=True):
+        seen = int(shown[place])
         done = "mask" if seen == tokenizer.mask_id else "kept" if seen == true else "random"
         predicted.append({"place": place, "piece": tokenizer.piece(true), "shown_as": done})
     pieces = [tokenizer.piece(token) for token in shown[:used].tolist()]
-    return {"row": row, "pieces": pieces, "padding": row_length - used, "predicted": predicted}
-
-
-def tokens_of_row(shards: ShardSet, rows: Rows, row: int, row_length: int) -> tuple[np.ndarray, int]:
-    """(tokens [row_length] int32 with special ones and padding, places that are not padding) of a row."""
-    cls, sep = (np.array([token], dtype=np.int32) for token in (Tokenizer.cls_id, Tokenizer.sep_id))
-    pieces = [shards.read(start, length) for start, length in rows.pieces(row)]
-    parts = [part for piece in pieces for part in (cls, piece, sep)]
-    if rows.one_segment:
-        parts = [cls, *(part for piece in pieces for part in (piece, sep))]
-    used = np.concatenate(parts)
-    padding = np.full(row_length - len(used), Tokenizer.pad_id, dtype=np.int32)
-    return np.concatenate([used, padding]).astype(np.int32), len(used)
+    return {"pieces": pieces, "padding": len(shown) - used, "predicted": predicted}
 
 
 def lines_of_rows(masked: dict[str, Any], places_shown: int) -> list[str]:

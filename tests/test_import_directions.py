@@ -106,6 +106,7 @@ def test_data_preparation_needs_neither_torch_nor_the_training_rooms(path: Path)
                 "data.shards",
                 "data.tokenizer",
                 "data.packing",
+                "data.assembly",
                 "data.masking",
                 "data.sources",
             )

@@ -19,7 +19,7 @@ from deberta_scale.data.loader import MaskedLoader
 from deberta_scale.data.mixture import BLOCK, Mixture
 from deberta_scale.data.sampling import rows_of
 from deberta_scale.data.shards import ShardSet
-from deberta_scale.data.sources import seed_of
+from deberta_scale.data.sources import Sources, seed_of
 from deberta_scale.data.tokenizer import Tokenizer
 from tests.vocabularies import train_byte_pairs, write_vocabulary_and_merges
 
@@ -153,7 +153,7 @@ def test_rows_are_those_that_the_config_trains_on(
     config = load(tmp_path / "config.yaml", [word.replace("SHARDS", str(prepared_shards)) for word in words])
     tokenizer = Tokenizer.load(prepared_shards / "tokenizer")
     settings = settings_of(config, Path("config.yaml"), prepared_shards)
-    found = masked_rows(ShardSet(prepared_shards / "train"), tokenizer, settings, 3)
+    found = masked_rows(Sources(prepared_shards / "train", settings.data, settings.seed), settings, 3)
     where: dict[str, Any] = {"micro_sequences": 1, "rank": 0, "world_size": 1, "model_vocab_size": 10**6}
     loader = MaskedLoader(config.data.split_dirs("train"), config.data, seed=config.seed, **where)
     length, seed = config.data.sequence_length, seed_of(name, config.seed)
