@@ -133,6 +133,7 @@ class Preparation:
             worker = UnitWorker(
                 workplace.units,
                 self._tokenizer_dir,
+                self._tokenizer.sha256,
                 self._validation_fraction,
                 self._shard_tokens,
                 self._repeats if self.looks_for_repeats else None,

@@ -1,7 +1,7 @@
 """One unit of work: documents in, shards of both splits out; and the joining of all units' shards."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,14 @@ from data_prep.cleaning import Cleaner
 from data_prep.inputs import Document, Part
 from data_prep.passes import TextUnit
 from data_prep.repeats import Repeats
+from data_prep.word_cutting import Encode, encoder_of
 from data_prep.workplace import SPLITS, TRAIN, VALIDATION, Units, take_over
 from deberta_scale.data.shards import ShardWriter, write_manifest
-from deberta_scale.data.tokenizer import Tokenizer
+from deberta_scale.data.tokenizer import Tokenizer, TokenizerError
 
-_DOCUMENTS_AT_ONCE = 256
-_tokenizers: dict[Path, Tokenizer] = {}
-"""Loaded once in each process that works."""
+_CHARACTERS_AT_ONCE = 2**20
+_loaded: dict[str, tuple[Tokenizer, Encode]] = {}
+"""By their sha256: once in each process that works."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class UnitWorker:
 
     finished: Units
     tokenizer_dir: Path
+    tokenizer_sha256: str
     validation_fraction: float
     shard_tokens: int
     repeats: Repeats | None = None
@@ -37,10 +39,8 @@ class UnitWorker:
     """The number, in `repeats`, of this source's first unit."""
 
     def do(self, number: int, unit: TextUnit) -> None:
-        """Write a unit into `finished`. Raises InputError naming file and line."""
-        if self.tokenizer_dir not in _tokenizers:
-            _tokenizers[self.tokenizer_dir] = Tokenizer.load(self.tokenizer_dir)
-        tokenizer = _tokenizers[self.tokenizer_dir]
+        """Write a unit into `finished`. Raises InputError naming file and line, or TokenizerError."""
+        tokenizer, encode = self._tokenizer()
         cleaner = Cleaner(unit.cleaning)
         # The split before anything is omitted: a paragraph more or less moves no document to the other one.
         chosen = ((_split_of(document, self.validation_fraction), document) for document in unit.documents(cleaner))
@@ -49,12 +49,12 @@ class UnitWorker:
                 split: _SplitOutput(directory, split, unit.parts, self.shard_tokens, tokenizer) for split in SPLITS
             }
             if self.repeats is None:
-                fragment["empty_documents"] = _tokenize(chosen, tokenizer, outputs)
+                fragment["empty_documents"] = _tokenize(chosen, encode, outputs)
             else:
                 unrepeated = self.repeats.filter_of(self.first_unit + number)
                 left = ((split, unrepeated.take(document)) for split, document in chosen)
                 kept = ((split, document) for split, document in left if document is not None)
-                fragment["empty_documents"] = _tokenize(kept, tokenizer, outputs)
+                fragment["empty_documents"] = _tokenize(kept, encode, outputs)
                 fragment["deduplication"] = unrepeated.counts
                 self.repeats.check_same_text(self.first_unit + number, unit, cleaner.counts)
             for output in outputs.values():
@@ -62,13 +62,24 @@ class UnitWorker:
             fragment["cleaning"] = cleaner.counts
             fragment["shards"] = {split: output.shards for split, output in outputs.items()}
 
+    def _tokenizer(self) -> tuple[Tokenizer, Encode]:
+        if self.tokenizer_sha256 not in _loaded:
+            keep_loaded(Tokenizer.load(self.tokenizer_dir))
+        if self.tokenizer_sha256 not in _loaded:
+            raise TokenizerError(f"{self.tokenizer_dir}: has changed since the start; start again")
+        return _loaded[self.tokenizer_sha256]
 
-def _tokenize(chosen: Iterable[tuple[str, Document]], tokenizer: Tokenizer, outputs: dict[str, "_SplitOutput"]) -> int:
+
+def keep_loaded(tokenizer: Tokenizer) -> None:
+    """For the units that this process does."""
+    _loaded[tokenizer.sha256] = tokenizer, encoder_of(tokenizer)
+
+
+def _tokenize(chosen: Iterable[tuple[str, Document]], encode: Encode, outputs: dict[str, "_SplitOutput"]) -> int:
     """Write each document to its split; returns how many were without text."""
     empty_documents = 0
-    numbered = iter(enumerate(chosen))
-    while batch := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
-        encoded = iter(tokenizer.encode([paragraph for _, (_, document) in batch for paragraph in document]))
+    for batch in _batches(enumerate(chosen)):
+        encoded = iter(encode([paragraph for _, (_, document) in batch for paragraph in document]))
         for number, (split, document) in batch:
             sequences = [sequence for sequence in islice(encoded, len(document)) if len(sequence)]
             if sequences:
@@ -76,6 +87,19 @@ def _tokenize(chosen: Iterable[tuple[str, Document]], tokenizer: Tokenizer, outp
             else:
                 empty_documents += 1
     return empty_documents
+
+
+def _batches(numbered: Iterable[tuple[int, tuple[str, Document]]]) -> Iterator[list[tuple[int, tuple[str, Document]]]]:
+    """Of few documents, so that little memory is needed, and of enough text that a call costs little."""
+    batch: list[tuple[int, tuple[str, Document]]] = []
+    characters = 0
+    for number, (split, document) in numbered:
+        batch.append((number, (split, document)))
+        characters += sum(map(len, document))
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    yield batch
 
 
 class _SplitOutput:
