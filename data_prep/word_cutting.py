@@ -74,7 +74,7 @@ def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> Pieces | None
     texts = {
         processor.id_to_piece(number): number for number in range(size) if not any(is_kind(number) for is_kind in kinds)
     }
-    has_inner_space = any(_SPACE_SIGN in text[1:] for text in texts)
+    has_inner_space = any(_SPACE_SIGN in text[1:] or " " in text for text in texts)
     has_symbol = any(processor.get_score(number) >= 0.0 for number in texts.values())
     if has_inner_space or has_symbol or processor.normalize("a b") != f"{_SPACE_SIGN}a{_SPACE_SIGN}b":
         return None

@@ -72,7 +72,7 @@ class Search(NamedTuple):
 
 
 def new_words(capacity: int) -> Words:
-    """An empty table."""
+    """An empty table; the capacity is a power of two."""
     slots, starts, count = np.zeros(2 * capacity, np.int32), np.zeros(capacity + 1, np.int64), np.zeros(1, np.int64)
     strings = Strings(slots, np.empty(capacity, np.uint64), starts, np.empty(16 * capacity, np.uint8), count)
     id_starts, ids = np.zeros(capacity + 1, np.int64), np.empty(4 * capacity, np.int32)
@@ -218,12 +218,9 @@ def cut(
 def _is_full(words: Words) -> bool:  # pragma: no cover - compiled
     """Whether a word might not fit."""
     count = words.strings.count[0]
-    no_ids_left = words.id_starts[count] + MAX_WORD_BYTES > len(words.ids)
-    return (
-        no_ids_left
-        or count == len(words.sizes)
-        or words.strings.starts[count] + MAX_WORD_BYTES > len(words.strings.content)
-    )
+    bytes_left = len(words.strings.content) - words.strings.starts[count]
+    ids_left = len(words.ids) - words.id_starts[count]
+    return count == len(words.sizes) or min(bytes_left, ids_left) < MAX_WORD_BYTES
 
 
 @numba.njit(cache=True, nogil=True)
