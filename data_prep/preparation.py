@@ -16,7 +16,7 @@ from data_prep.near_duplicates import load_datasketch
 from data_prep.passes import TextUnit, do_units
 from data_prep.repeats import Repeats, RepeatsConfig, Unfinished
 from data_prep.share import Share
-from data_prep.tokenize_unit import UnitWorker, join_split
+from data_prep.tokenize_unit import UnitWorker, join_split, keep_loaded
 from data_prep.workplace import PREPARATION_FILE, SPLITS, VALIDATION, Workplace
 from deberta_scale.config_data import ConfigError
 from deberta_scale.data.shards import MANIFEST_FILE
@@ -64,6 +64,7 @@ class Preparation:
         self._tokenizer_dir, self._validation_fraction = tokenizer_dir, validation_fraction
         self._shard_tokens, self._workers = shard_tokens, workers
         self._tokenizer = Tokenizer.load(tokenizer_dir)
+        keep_loaded(self._tokenizer)
         self._units = [
             [
                 TextUnit(parts, source.reading, source.cleaning)

@@ -19,8 +19,9 @@ from deberta_scale.data.shards import ShardWriter, write_manifest
 from deberta_scale.data.tokenizer import Tokenizer, TokenizerError
 
 _CHARACTERS_AT_ONCE = 2**20
-_loaded: dict[str, tuple[Tokenizer, Encode]] = {}
-"""By their sha256: once in each process that works."""
+_tokenizers: dict[str, Tokenizer] = {}
+_encoders: dict[str, Encode] = {}
+"""By the sha256 of the tokenizer: made once in each process that works."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,19 @@ class UnitWorker:
             fragment["shards"] = {split: output.shards for split, output in outputs.items()}
 
     def _tokenizer(self) -> tuple[Tokenizer, Encode]:
-        if self.tokenizer_sha256 not in _loaded:
+        if self.tokenizer_sha256 not in _tokenizers:
             keep_loaded(Tokenizer.load(self.tokenizer_dir))
-        if self.tokenizer_sha256 not in _loaded:
+        if self.tokenizer_sha256 not in _tokenizers:
             raise TokenizerError(f"{self.tokenizer_dir}: has changed since the start; start again")
-        return _loaded[self.tokenizer_sha256]
+        tokenizer = _tokenizers[self.tokenizer_sha256]
+        if self.tokenizer_sha256 not in _encoders:
+            _encoders[self.tokenizer_sha256] = encoder_of(tokenizer)
+        return tokenizer, _encoders[self.tokenizer_sha256]
 
 
 def keep_loaded(tokenizer: Tokenizer) -> None:
     """For the units that this process does."""
-    _loaded[tokenizer.sha256] = tokenizer, encoder_of(tokenizer)
+    _tokenizers.setdefault(tokenizer.sha256, tokenizer)
 
 
 def _tokenize(chosen: Iterable[tuple[str, Document]], encode: Encode, outputs: dict[str, "_SplitOutput"]) -> int:
