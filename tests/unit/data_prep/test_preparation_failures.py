@@ -1,11 +1,13 @@
 """What a failed preparation leaves behind: nothing that no later run could use, and all that one can."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_prep.add_tokens import add_tokens
 from data_prep.cleaning import CleaningConfig, load_language, source_digest
 from data_prep.deduplication import DeduplicationConfig
 from data_prep.inputs import InputError, Reading, find_inputs
@@ -27,6 +29,21 @@ def text(tmp_path: Path) -> Path:
 def prepare(text: Path, out: Path, shards: Path, **options: Any) -> dict[str, Any] | None:
     options = {"validation_fraction": 0.2, "shard_tokens": 500} | options
     return tokenize(find_inputs([text]), Reading(), shards / "tokenizer", out, **options)
+
+
+def test_another_tokenizer_in_the_place_of_one_that_was_used_is_the_one_that_cuts(
+    prepared_shards: Path, text: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "changing"
+    shutil.copytree(prepared_shards / "tokenizer", place / "tokenizer")
+    first = prepare(text, tmp_path / "first", place)
+    add_tokens(place / "tokenizer", ["document"], tmp_path / "grown")
+    shutil.rmtree(place / "tokenizer")
+    (tmp_path / "grown").rename(place / "tokenizer")
+    second = prepare(text, tmp_path / "second", place)
+    assert first is not None and second is not None
+    assert second["train"]["vocabulary_size"] == first["train"]["vocabulary_size"] + 1
+    assert second["train"]["fingerprint"] != first["train"]["fingerprint"]
 
 
 def by_language(function: str) -> CleaningConfig:
