@@ -26,6 +26,7 @@ def wait_for_step(run_dir: Path, step: int, ranks: Ranks) -> None:
 
 
 def test_killed_run_continues_the_same_trajectory(config_path: Path, tmp_path: Path) -> None:
+    """R13, R16."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     codes, outputs = pretrain(config_path, undisturbed).wait()
     assert codes == [0, 0], outputs[0][-3000:]
@@ -66,6 +67,7 @@ def test_stop_request_saves_and_the_same_command_goes_on(config_path: Path, tmp_
 
 
 def test_damaged_newest_checkpoint_is_passed_over_aloud(config_path: Path, tmp_path: Path) -> None:
+    """R19."""
     run_dir = tmp_path / "run"
     codes, _ = pretrain(config_path, run_dir, "train.steps=8", "schedule.warmup_steps=0").wait()
     assert codes == [0, 0]

@@ -52,6 +52,7 @@ def interrupted(undisturbed: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_the_run_goes_on(undisturbed: Path, tmp_path: Path, ranks: int, options: list[str], told: str) -> None:
+    """R22."""
     run_dir = interrupted(undisturbed, tmp_path)
     output = pretrain(ranks, undisturbed / "config.yaml", run_dir, *options)
     assert told in output

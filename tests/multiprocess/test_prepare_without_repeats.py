@@ -131,6 +131,7 @@ def test_one_command_after_the_first_array_does_all_that_is_left(
 def test_killed_at_random_moments_and_started_again(
     command: list[str], expected: dict[str, str], tmp_path: Path
 ) -> None:
+    """R8."""
     out = tmp_path / "shards"
     moments = random.Random(0)
 

@@ -54,6 +54,7 @@ def plain_torch_losses(config: Config) -> list[float]:
 
 
 def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: Path, tmp_path: Path) -> None:
+    """R12."""
     expected = plain_torch_losses(load(config_path, [f"train.steps={STEPS}"]))
     assert expected[-1] < expected[0] - 0.3, "the comparison needs a model that learns"
     stages = [[f"train.steps={STEPS}", f"engine.zero_stage={stage}", "engine.precision=fp32"] for stage in range(4)]
@@ -65,6 +66,7 @@ def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: 
 def test_one_batch_has_one_gradient_however_it_is_split(
     config_path: Path, prepared_shards: Path, sample_documents: list[str], tmp_path: Path
 ) -> None:
+    """R9."""
     paragraphs = [p for document in sample_documents for p in document.split("\n") if p]
     text = tmp_path / "paragraphs.jsonl"
     text.write_text("".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs))
@@ -87,6 +89,7 @@ def test_one_batch_has_one_gradient_however_it_is_split(
 def test_a_rank_without_predictions_joins_in_and_a_step_without_any_is_an_error(
     config_path: Path, tmp_path: Path, stage: int
 ) -> None:
+    """R10."""
     options = [f"engine.zero_stage={stage}", "engine.activation_checkpointing=non_reentrant"]
     (result,) = run_worker(WORKER, tmp_path, 2, "without_predictions", config_path, options)
     assert result["finite"] and 1.0 < result["loss"] < 10.0

@@ -66,7 +66,7 @@ def test_ranks_and_micro_batches_share_out_the_same_samples(prepared_shards: Pat
 def test_digests_are_the_same_for_all_ranks_workers_and_a_resume_in_the_middle(
     prepared_shards: Path, world_size: int, workers: int
 ) -> None:
-    """The run is stopped after 4 steps and goes on with other numbers of ranks, rows at a time and threads."""
+    """R2, R3: The run is stopped after 4 steps and goes on with other numbers of ranks, rows at a time and threads."""
     one = open_split(prepared_shards, micro=SEQUENCES, workers=0)
     expected = [one.step(number * SEQUENCES, SEQUENCES).digest for number in range(9)]
     assert len(set(expected)) == 9
@@ -126,6 +126,7 @@ def test_rows_of_several_shards_are_those_of_one_stream(prepared_shards: Path, t
 
 
 def test_sample_a_billion_is_reached_at_once(prepared_shards: Path) -> None:
+    """R5."""
     loader = open_split(prepared_shards)
     loader.step(0, SEQUENCES)
     begin = time.process_time()
@@ -255,6 +256,7 @@ def test_shards_cut_with_another_version_of_sentencepiece_are_refused(prepared_s
 
 
 def test_a_flipped_bit_is_found_at_the_start_by_file_name(prepared_shards: Path, tmp_path: Path) -> None:
+    """R7."""
     copy = tmp_path / "shards"
     shutil.copytree(prepared_shards, copy)
     victim = copy / "train" / "00000.bin"

@@ -119,6 +119,7 @@ def test_random_tokens_and_targets_are_never_special(prepared_shards: Path, toke
 
 
 def test_masks_depend_on_seed_epoch_and_row_and_on_nothing_else(row: np.ndarray, tokenizer: Tokenizer) -> None:
+    """R4."""
     masker = Masker(MaskingConfig(), tokenizer)
 
     def places(*key: int) -> list[int]:

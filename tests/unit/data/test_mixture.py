@@ -145,6 +145,7 @@ def open_mixture(config: Config, rank: int = 0, world_size: int = 1, micro: int 
 
 
 def test_ranks_workers_and_restarts_share_out_the_same_mixed_samples(config: Config) -> None:
+    """R2, R3."""
     whole = open_mixture(config, micro=SEQUENCES)
     expected = [whole.step(step * SEQUENCES, SEQUENCES).digest for step in range(97, 104)]
     assert len(set(expected)) == 7
@@ -284,6 +285,7 @@ def test_sources_of_different_tokenizers_are_refused_by_name(config: Config, tmp
 
 
 def test_a_resumed_run_must_have_the_same_sources_weights_and_phases(config: Config) -> None:
+    """R6."""
     loader = open_mixture(config)
     state = TrainState(5, loader.fingerprint, trajectory_of(config), loader.source_fingerprints)
     state.check_continues(config, loader.fingerprint, loader.source_fingerprints)

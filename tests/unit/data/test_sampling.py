@@ -19,6 +19,7 @@ def located(first_sample: int, count: int, num_rows: int, seed: int) -> tuple[np
 @settings(max_examples=50, deadline=None)
 @given(num_rows=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 5))
 def test_each_epoch_reads_every_row_once(num_rows: int, seed: int, epoch: int) -> None:
+    """R1."""
     epochs, rows = located(epoch * num_rows, num_rows, num_rows, seed)
     assert (epochs == epoch).all()
     assert sorted(rows) == list(range(num_rows))
@@ -46,6 +47,7 @@ def test_sources_have_rows_and_orders_of_their_own() -> None:
 
 @pytest.mark.parametrize("num_rows", [10**9 + 7, 2**40])
 def test_any_place_of_a_huge_run_is_reached_at_once(num_rows: int) -> None:
+    """R5."""
     located(0, 1, num_rows, 1)
     start = time.process_time()
     _, rows = located(10**12, 1000, num_rows, 1)

@@ -130,6 +130,7 @@ def test_sound_shards_verify(split_dir: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
 def test_a_truncated_file_is_named_on_opening(split_dir: Path, ending: str) -> None:
+    """R7."""
     path = split_dir / f"00001{ending}"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
@@ -138,12 +139,14 @@ def test_a_truncated_file_is_named_on_opening(split_dir: Path, ending: str) -> N
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
 def test_a_missing_file_is_named_on_opening(split_dir: Path, ending: str) -> None:
+    """R7."""
     path = split_dir / f"00002{ending}"
     path.unlink()
     assert f"{path}: cannot be read (No such file or directory)" in message_on_opening(split_dir)
 
 
 def test_a_flipped_bit_of_the_tokens_is_named_by_verify(split_dir: Path) -> None:
+    """R7."""
     path = split_dir / "00001.bin"
     flip_last_bit(path)
     shards = ShardSet(split_dir)

@@ -38,6 +38,7 @@ def attention_pair_by_pair(query: torch.Tensor, keys: Keys, view: View) -> torch
 @pytest.mark.parametrize("terms", [("c2p", "p2c"), ("c2p",), ("p2c",), ()])
 @pytest.mark.parametrize("num_queries", [7, 3])
 def test_equals_the_formula_pair_by_pair_in_value_and_gradient(terms: tuple[str, ...], num_queries: int) -> None:
+    """R11."""
     torch.manual_seed(0)
     rows, length, heads, size, table = 2, 7, 2, 4, 6
 

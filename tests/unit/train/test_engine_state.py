@@ -90,6 +90,7 @@ def test_what_is_written_is_what_deepspeed_holds(trained: Path, ranks: int, name
 
 @pytest.mark.parametrize(("ranks", "name"), [*CASES, *((2, name) for name in UNTRAINED)])
 def test_a_restored_engine_goes_on_bit_for_bit(trained: Path, ranks: int, name: str) -> None:
+    """R16."""
     directory = trained / str(ranks) / name
     losses = json.loads((directory / "losses.json").read_text())
     assert losses["resumed"] == losses["undisturbed"]
@@ -115,6 +116,7 @@ def test_the_loss_scale_goes_along(trained: Path) -> None:
 def test_any_ranks_at_any_stage_take_it_over(
     trained: Path, moved: Path, given: int, name: str, ranks: int, target: str
 ) -> None:
+    """R22."""
     source, directory = trained / str(given) / name, moved / str(ranks) / f"{given}-{name}-to-{target}"
     assert len(contents(directory / "engine")) == ranks
     assert digests_of(directory / "engine") == digests_of(source / "engine")
@@ -127,6 +129,7 @@ def test_any_ranks_at_any_stage_take_it_over(
 
 
 def test_a_restore_that_went_wrong_is_refused_on_all_ranks(trained: Path, tmp_path: Path) -> None:
+    """R22."""
     good = trained / "2" / "3-bf16" / "engine"
     missing, changed, another = (tmp_path / name for name in ("missing", "changed", "another"))
     for copy in (missing, changed):

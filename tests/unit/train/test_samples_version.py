@@ -93,3 +93,13 @@ def test_a_checkpoint_of_other_samples_is_refused_and_what_would_work_is_said(co
     del trajectory["samples_version"]
     with pytest.raises(ConfigError, match=expected.format(1)):
         TrainState(5, "f", trajectory).check_continues(config, "f")
+
+
+def test_a_checkpoint_of_another_shard_set_is_refused(config: Config) -> None:
+    """R6: both fingerprints and the key are named."""
+    saved, found = "a" * 64, "b" * 64
+    state = TrainState(5, saved, trajectory_of(config))
+    with pytest.raises(
+        ConfigError, match=rf"data.shards: .* fingerprint {saved[:16]}, {config.data.shards} has {found[:16]}"
+    ):
+        state.check_continues(config, found)
