@@ -8,8 +8,8 @@ import pytest
 from tests.launching import PRETRAIN, read_log, start
 
 GOLDEN = Path(__file__).parent / "losses.json"
-"""Losses of the small config's first 50 steps in fp32 on one rank. A change of them is to be meant: then write anew what
-the failing test prints."""
+"""Losses of the small config's first 50 steps in fp32 on one rank. A change of them is to be meant: then write anew
+what the failing test prints."""
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
