@@ -12,7 +12,8 @@ from typing import Any
 INTERVALS_OF_SILENCE = 20
 """A run that logs nothing for as long as so many intervals take has ended."""
 LEAST_SILENCE_SECONDS = 300.0
-_STARTS = ("start", "resume")
+_STARTS = ("starting", "start", "resume")
+"""The first is recorded before model and engine are made, one of the others when they are."""
 _CHECKPOINT = re.compile(r"step-\d{8}")
 
 Event = dict[str, Any]
@@ -39,7 +40,7 @@ class RunState:
     """What a run directory tells."""
 
     events: list[Event]
-    """Of the last start: from its `start` or `resume` on."""
+    """Of the last start, from its first step on or, if it has not come so far, from its beginning."""
     step: int
     """The last one logged; 0 for none."""
     seconds_per_interval: float
@@ -49,12 +50,15 @@ class RunState:
     stop_file: bool
     slurm: dict[str, Any]
     free_bytes: int
-    unrecorded_start: bool
-    """Whether a start that came after these events wrote into the directory, and no event of its own."""
 
     def last(self, *kinds: str) -> Event | None:
         """The last event of these kinds since the start."""
         return next((event for event in reversed(self.events) if event.get("event") in kinds), None)
+
+    @property
+    def only_began(self) -> bool:
+        """Whether the last start told nothing but that it began."""
+        return len(self.events) == 1 and self.events[0].get("event") == "starting"
 
     @property
     def most_silence_seconds(self) -> float:
@@ -79,11 +83,10 @@ def read_state(run_dir: Path, now: float) -> RunState:
             step=max((record["step"] for record in trained), default=0),
             seconds_per_interval=_interval(trained),
             silence_seconds=now - max(path.stat().st_mtime for path in paths),
-            checkpoints=_checkpoints(run_dir / "checkpoints"),
+            checkpoints=look_at_checkpoints(run_dir / "checkpoints"),
             stop_file=(run_dir / "STOP").exists(),
             slurm=_slurm(run_dir / "slurm.json"),
             free_bytes=shutil.disk_usage(run_dir).free,
-            unrecorded_start=_written(run_dir / "environment.json") > _written(run_dir / "events.jsonl"),
         )
     except OSError as error:
         raise ValueError(f"{run_dir} cannot be read: {error}") from None
@@ -109,7 +112,8 @@ def _interval(trained: list[dict[str, Any]]) -> float:
     return float(trained[-1].get("seconds_per_step", 0.0)) * max(1, steps)
 
 
-def _checkpoints(directory: Path) -> Checkpoints:
+def look_at_checkpoints(directory: Path) -> Checkpoints:
+    """Those of a run, by markers, manifests and sizes."""
     complete, damaged, unfinished, largest = [], {}, [], 0
     for path in sorted(directory.glob("step-*")):
         if not _CHECKPOINT.fullmatch(path.name) or not (path / "COMPLETE").exists():
@@ -127,11 +131,6 @@ def _checkpoints(directory: Path) -> Checkpoints:
         else:
             complete.append(path.name)
     return Checkpoints(complete, damaged, unfinished, largest)
-
-
-def _written(path: Path) -> float:
-    """When, in seconds since the epoch; 0 for what is not there."""
-    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _bytes_of(path: Path) -> int:

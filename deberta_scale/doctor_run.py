@@ -66,6 +66,7 @@ def _explain(state: RunState) -> Diagnosis:
     """The cause alone: the first that the records show."""
     explanations: list[Callable[[RunState], Diagnosis | None]] = [
         _start_without_record,
+        _refused,
         _finished,
         _stopped,
         _hung,
@@ -81,12 +82,20 @@ def _explain(state: RunState) -> Diagnosis:
 
 
 def _start_without_record(state: RunState) -> Diagnosis | None:
-    if not state.unrecorded_start:
+    if not state.only_began:
         return None
     if state.silence_seconds < state.most_silence_seconds:
         return Diagnosis(True, "running", "It is starting: data, model and engine are being made.", _wait(state))
     why = "The last start ended before its first step, while it made model and engine, without recording why."
     return Diagnosis(False, "killed at the start", why, _MEMORY_AT_START)
+
+
+def _refused(state: RunState) -> Diagnosis | None:
+    event = state.last("refused")
+    if event is None:
+        return None
+    why = f"The last start was refused: {str(event.get('error')).rstrip('.')}."
+    return Diagnosis(False, "refused", why, f"Repair what the message names. {_AGAIN}")
 
 
 def _finished(state: RunState) -> Diagnosis | None:
@@ -205,7 +214,7 @@ def _obstacles(state: RunState, cause: str) -> list[tuple[str, str]]:
         names = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
         where = "the newest complete one" if state.checkpoints.complete else "nothing, so it begins anew"
         found.append((f"Damaged: {names}.", f"The next start passes over what is damaged and goes on from {where}."))
-    restarts = state.slurm.get("restarts_without_progress", 0)
+    restarts = state.slurm.get("begun", 1) - 1
     no_progress = state.checkpoints.newest_step <= state.slurm.get("step", 0)
     if restarts >= MAX_RESTARTS_WITHOUT_PROGRESS and no_progress and not is_over and cause != "running":
         found.append(

@@ -59,6 +59,11 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, _new_digest).hexdigest()
 
 
+def digest_of_bytes(content: bytes) -> str:
+    """The same of bytes in memory."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def _new_digest() -> Any:
     return hashlib.blake2b(digest_size=16)
 

@@ -1,13 +1,15 @@
 """Pretrain a DeBERTa: `deepspeed launch/pretrain.py CONFIG [key=value ...]`, or with torchrun, srun or mpirun.
 
 Starts fresh or, when the run directory holds a complete checkpoint, goes on from it. Exit codes: 0 done,
-75 stopped on request with a checkpoint (run the same command again), 1 an error, said in one message.
+75 stopped on request with a checkpoint (run the same command again), 76 hung or lost another rank (running it again may
+help), 1 an error, said in one message.
 With --rehearse it makes two steps, a save and a load in RUN_DIR.rehearsal instead, and tells what they took.
 """
 
 import argparse
 import os
 import sys
+import traceback
 
 from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
@@ -48,6 +50,10 @@ def main() -> int:
             complain(str(error))
         elif not isinstance(error, distributed.AgreedError):
             complain(f"rank {launch.rank}: {error}")
+    except Exception as error:  # a rank alone: Python's shutdown would turn the code into that of an abort
+        traceback.print_exc()
+        offload_directory.release_all()
+        distributed.end_process_at_once(distributed.EXIT_LOST if distributed.has_lost_a_rank(error) else 1)
     offload_directory.release_all()
     distributed.end_process(code)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from deberta_scale.config import Config
+from deberta_scale.config import Config, ConfigError
 from deberta_scale.data.hashing import key_of
-from deberta_scale.durable import digest_of, sync, write_durably
+from deberta_scale.durable import digest_of, digest_of_bytes, sync, write_durably
 from deberta_scale.train import distributed
 from deberta_scale.train.engine_state import restore_state
 from deberta_scale.train.fragments import CheckpointError
@@ -84,18 +84,26 @@ def _digest_of(path: Path) -> str:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a published checkpoint, itself checked against the marker. Raises CheckpointError."""
+    """The manifest of a published checkpoint, itself checked against the marker. Raises CheckpointError when it is
+    damaged, and ConfigError when it is of another version's form: then no older one must be taken in its place."""
     marker, manifest = checkpoint / "COMPLETE", checkpoint / "manifest.json"
     if not marker.is_file():
         raise CheckpointError(f"{checkpoint} has no COMPLETE marker: it was never finished, or is no checkpoint")
     if not manifest.is_file():
         raise CheckpointError(f"{manifest} is missing")
-    if _digest_of(manifest) != marker.read_text(errors="replace").strip():
+    try:
+        expected, content = marker.read_text(errors="replace").strip(), manifest.read_bytes()
+        facts: dict[str, Any] = json.loads(content) if digest_of_bytes(content) == expected else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{manifest} or {marker.name} cannot be read: {error}") from error
+    if not facts:
         raise CheckpointError(f"{manifest} does not have the digest that {marker.name} names")
-    content: dict[str, Any] = json.loads(manifest.read_text())
-    if content["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"{manifest} has format {content['format_version']}, this version reads {FORMAT_VERSION}")
-    return content
+    if facts["format_version"] != FORMAT_VERSION:
+        raise ConfigError(
+            f"{checkpoint} has the format {facts['format_version']} of another deberta-scale, and this one reads"
+            f" {FORMAT_VERSION}; finish the run with the deberta-scale that began it, or give another run_dir"
+        )
+    return facts
 
 
 def choose(config: Config) -> tuple[Path | None, list[str]]:
@@ -115,19 +123,24 @@ def choose(config: Config) -> tuple[Path | None, list[str]]:
 
 
 def _choose_named(run_dir: Path, named: Path) -> tuple[Path, list[str]]:
-    """The checkpoint of another run, or, when this run has gone on from it before, its own newest beyond it: the same
-    command starts and restarts a run."""
+    """The checkpoint of another run, or, when this run has gone on from it before, its own newest: the same command
+    starts and restarts a run, whatever has become of the other one."""
     if named.resolve().parent == (run_dir / "checkpoints").resolve():
         raise CheckpointError(
             f"resume says {named}, a checkpoint of this very run_dir: use resume: auto, which goes on from the newest"
             " (move those away that are not wanted), or another run_dir"
         )
-    step = verify(named)["step"]
     notes: list[str] = []
-    newer = first_whole([path for path in complete_checkpoints(run_dir) if step_of(path) > step], notes.append)
-    if newer is None:
+    own = first_whole(complete_checkpoints(run_dir), notes.append)
+    if own is None:
+        verify(named)
         return named, [*notes, f"resuming from {named}, as resume says"]
-    return newer, [*notes, f"resuming from {newer}: this run has already gone on from {named}, which resume names"]
+    if read_manifest(own)["resume"] != str(named):
+        raise CheckpointError(
+            f"resume says {named}, but {run_dir} holds checkpoints of a run that did not begin there; use resume: auto"
+            " to go on from them, or another run_dir"
+        )
+    return own, [*notes, f"resuming from {own}: this run has already gone on from {named}, which resume names"]
 
 
 def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -137,14 +150,15 @@ def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     not see the same file system, a leftover that could not be removed, or a file that was cut.
     """
     _check_complete(partial, manifest["files"])
-    write_durably(partial / "manifest.json", json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1))
+    content = json.dumps({"format_version": FORMAT_VERSION, **manifest}, indent=1)
+    write_durably(partial / "manifest.json", content)
     for directory in [path for path in partial.rglob("*") if path.is_dir()] + [partial]:
         sync(directory)
     if final.exists():
         remove(final)
     partial.rename(final)
     sync(final.parent)
-    write_durably(final / "COMPLETE", digest_of(final / "manifest.json") + "\n")
+    write_durably(final / "COMPLETE", digest_of_bytes(content.encode()) + "\n")
 
 
 def _check_complete(partial: Path, expected: Mapping[str, dict[str, Any]]) -> None:

@@ -15,6 +15,12 @@ from deberta_scale.train.launch_environment import Launch, LaunchError
 Result = TypeVar("Result")
 
 
+EXIT_LOST = 76
+"""Of a process that hangs or has lost another rank: starting again may help."""
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
+"""What gloo says then."""
+
+
 class AgreedError(ValueError):
     """Raised on all ranks with the same message, so that one of them may speak for all."""
 
@@ -139,6 +145,16 @@ def end_process(code: int) -> NoReturn:
     """End this process at once, without Python's shutdown: a thread of gloo that frees a tensor during it aborts the
     process, and a run that had finished would end with signal 6 (seen in 3 of 80 runs)."""
     close()
+    end_process_at_once(code)
+
+
+def end_process_at_once(code: int) -> NoReturn:
+    """The same for a process that may not be able to leave the others in good order."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def has_lost_a_rank(error: Exception) -> bool:
+    """Whether this is what a collective says when another rank has ended."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)

@@ -17,7 +17,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
     """What each limit above this process leaves, where there is one."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except FileNotFoundError:
+    except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -37,4 +37,4 @@ def _left(mounted: Path, path: str, limit: str, used: str, reclaimable: str) -> 
         with contextlib.suppress(OSError, ValueError):  # no such file at the root; "max" where there is no limit
             most = int((directory / limit).read_text())
             numbers = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-            yield most - int((directory / used).read_text()) + int(numbers[reclaimable])
+            yield most - int((directory / used).read_text()) + int(numbers.get(reclaimable, 0))

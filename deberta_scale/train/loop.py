@@ -18,11 +18,17 @@ from deberta_scale.train.checkpoint_writer import KeepPolicy, SaveError, Saver
 from deberta_scale.train.distributed import AgreedError, Launch
 from deberta_scale.train.engine_json import deepspeed_json
 from deberta_scale.train.engine_update import weights_are_finite
-from deberta_scale.train.evaluation import EvaluationStopped, evaluate
+from deberta_scale.train.evaluation import EvaluationStopped, judge
 from deberta_scale.train.guards import DivergedError, GoBack, Guards, NothingToPredictError, jump_after_resume
 from deberta_scale.train.initial_weights import InitialModel, initial_weights, set_weights
 from deberta_scale.train.interrupt import Interrupt
-from deberta_scale.train.metrics import RunLog, Totals, duration, measure_matmul_flops, progress_line, sum_of
+from deberta_scale.train.metrics import (
+    RunLog,
+    Totals,
+    append_event,
+    measure_matmul_flops,
+    progress_line,
+)
 from deberta_scale.train.schedule import learning_rate_factor
 from deberta_scale.train.speed import speed_of
 from deberta_scale.train.state import GuardState, TrainState, trajectory_of
@@ -40,9 +46,19 @@ class Run:
     ) -> None:
         """Build data, model and engine, and resume or, with `init_from`, take weights through `open_initial`.
 
-        Raises ValueError on all ranks when one of them cannot start.
+        Raises AgreedError when one of the ranks cannot start; the events tell why.
         """
         self.config = config
+        try:
+            self._start(launch, open_initial)
+        except AgreedError as error:
+            if launch.is_main:
+                with contextlib.suppress(OSError):  # a run directory that cannot be written may be the reason
+                    append_event(config.run_dir, "refused", error=str(error))
+            raise
+
+    def _start(self, launch: Launch, open_initial: Callable[[Path], InitialModel] | None) -> None:
+        config = self.config
         watchdog.start(launch.rank, launch.world_size, config.guards.hang_seconds, config.run_dir)
         watchdog.enter("start: joining the other ranks")
         device = engines.start_process_group(launch, 2 * config.guards.hang_seconds)
@@ -81,7 +97,8 @@ class Run:
         self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
         self.gradient_norm: float | None = None
         keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, in_use=chosen)
-        self.saver = Saver(config.run_dir, self._facts, keep, self.log, launch.local_world_size)
+        facts = {**self._facts, "resume": config.resume}
+        self.saver = Saver(config.run_dir, facts, keep, self.log, launch.local_world_size)
         self.resumed_from = chosen
         self._announce("start" if chosen is None else "resume", launch, notes)
 
@@ -299,29 +316,14 @@ class Run:
         try:
             if stop:
                 raise EvaluationStopped(stop)
-            self._evaluate_whole()
+            values, line = judge(self.engine, self.held_out, self.config, self._agree)
         except EvaluationStopped as reason:
             self.log.event("evaluation cut short", step=self.step, reason=str(reason))
             self.log.say(f"evaluation at step {self.step} cut short ({reason}); the next start makes up for it")
             return str(reason)
+        self.log.scalars("evaluation", self.step, values)
+        self.log.say(f"held out at step {self.step}: {line}")
         return None
-
-    def _evaluate_whole(self) -> None:
-        start = time.perf_counter()
-        train, mixture = self.config.train, self.config.data.mixture
-        shares = None if mixture is None else mixture.share_of_run(train.steps)
-        by_source = evaluate(self.engine, self.held_out, train.evaluate_sequences, shares, self._agree)
-        result = sum_of(by_source.values())
-        values = {"loss": result.loss, "perplexity": result.perplexity, "masked_accuracy": result.accuracy}
-        values["unigram_entropy"] = self.held_out.unigram_entropy_nats
-        values |= {f"loss/{name}": part.loss for name, part in by_source.items() if name}
-        self.log.scalars("evaluation", self.step, values | {"predicted_tokens": result.predicted_tokens})
-        of_sources = "".join(f"  {name} {part.loss:.4f}" for name, part in by_source.items() if name)
-        self.log.say(
-            f"held out at step {self.step}: loss {result.loss:.4f}  perplexity {result.perplexity:,.1f}"
-            f"  masked accuracy {result.accuracy:.3f}  ({result.predicted_tokens:,} predictions,"
-            f" {duration(time.perf_counter() - start)}){of_sources}"
-        )
 
     def _save(self) -> None:
         """Begin to save this step, unless that was done."""

@@ -18,6 +18,7 @@ from deberta_scale.data.loader import DIGEST_MODULUS
 from deberta_scale.durable import write_durably
 from deberta_scale.train.distributed import sum_over_ranks
 
+EVENTS = "events.jsonl"
 _HALF_DIGEST_BITS = 31
 
 
@@ -133,7 +134,7 @@ class RunLog:
             self._evaluated = {record["step"] for record in records if record.get("kind") == "evaluation"}
             losses = [record["loss"] for record in records if record.get("kind") == "train"]
             self._last_loss = losses[-1] if losses else None
-            self._events = _open_records(run_dir / "events.jsonl")
+            self._events = _open_records(run_dir / EVENTS)
 
     def _open_after(self, step: int) -> list[str]:
         """Drop what the log holds beyond `step`; returns the lines that stay."""
@@ -176,7 +177,7 @@ class RunLog:
     def event(self, what: str, **details: Any) -> None:
         """Something that happened once: start, resume, save, stop. A line of events.jsonl."""
         if self._enabled:
-            line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": what, **details})
+            line = _event(what, **details)
             with self._going_on(line):
                 self._events.write(line + "\n")
 
@@ -197,6 +198,16 @@ class RunLog:
             yield
         except OSError as error:
             self.say(f"not written to the log ({error}): {record}")
+
+
+def append_event(run_dir: Path, what: str, **details: Any) -> None:
+    """As `RunLog.event`, before there is a log. Raises OSError."""
+    with _open_records(run_dir / EVENTS) as file:
+        file.write(_event(what, **details) + "\n")
+
+
+def _event(what: str, **details: Any) -> str:
+    return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": what, **details})
 
 
 def _open_records(path: Path) -> TextIO:

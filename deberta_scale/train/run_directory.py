@@ -14,6 +14,7 @@ from deberta_scale.config import Config, ConfigError
 from deberta_scale.durable import write_durably
 from deberta_scale.train.checkpoint import complete_checkpoints, sweep_unfinished
 from deberta_scale.train.distributed import Launch
+from deberta_scale.train.metrics import append_event
 
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")
 
@@ -34,6 +35,7 @@ def prepare(config: Config) -> list[str]:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         for half_written in run_dir.glob("*.tmp"):  # by a start that was killed
             half_written.unlink()
+        append_event(run_dir, "starting")  # until there is an event of the start itself, nobody else can tell of it
         sweep_unfinished(run_dir, notes.append)
         _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
     except OSError as error:

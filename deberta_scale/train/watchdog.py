@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-EXIT_HANGS = 1
+from deberta_scale.train.distributed import EXIT_LOST
+
+EXIT_HANGS = EXIT_LOST
 _REPORT_SECONDS = 20.0
 """For saying what happened; a process that does not get through with it is ended all the same."""
 _MISSED_BEATS = 4

@@ -8,7 +8,8 @@
 RUN_DIR/slurm.json remembers, between the starts of one job, the step of the newest checkpoint, how often training
 began from there, and how often preflights failed. A job whose training begins again and again without a new checkpoint
 is ended after MAX_RESTARTS_WITHOUT_PROGRESS. A node that failed MAX_NODE_FAILURES preflights in turn is excluded; a job
-that failed MAX_FAILED_PREFLIGHTS in turn, with whatever nodes, is ended. Exit codes: 0 yes, 1 no, said why.
+that failed MAX_FAILED_PREFLIGHTS in turn, with whatever nodes, is ended. Exit codes: 0 yes; 3 no, said why; 1 it could
+not be asked.
 """
 
 import argparse
@@ -23,10 +24,12 @@ from pathlib import Path
 
 from deberta_scale.config import ConfigError
 from deberta_scale.config_file import load
+from deberta_scale.doctor_records import look_at_checkpoints
 from deberta_scale.doctor_run import MAX_RESTARTS_WITHOUT_PROGRESS
 from deberta_scale.durable import write_durably
 from deberta_scale.train.launch_environment import LaunchError, hosts_of
 
+EXIT_NO = 3
 MAX_NODE_FAILURES = 2
 MAX_FAILED_PREFLIGHTS = 6
 PREFLIGHT_SECONDS = 120.0
@@ -64,9 +67,8 @@ class Record:
 
 
 def step_kept(run_dir: Path) -> int:
-    """The step that the next start goes on from: that of the newest complete checkpoint, 0 without one."""
-    complete = (run_dir / "checkpoints").glob("step-????????/COMPLETE")
-    return max((int(marker.parent.name.removeprefix("step-")) for marker in complete), default=0)
+    """The step that the next start goes on from, as far as markers and sizes tell: 0 without a checkpoint."""
+    return look_at_checkpoints(run_dir / "checkpoints").newest_step
 
 
 def hopeless(record: Record, run_dir: Path) -> str | None:
@@ -90,7 +92,7 @@ def begin(run_dir: Path, environment: Mapping[str, str]) -> None:
     record = Record.read(run_dir, environment["SLURM_JOB_ID"])
     step = step_kept(run_dir)
     record.begun = record.begun + 1 if step <= record.step else 1
-    record.step = max(step, record.step)
+    record.step = step
     record.write(run_dir)
 
 
@@ -178,7 +180,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     try:
-        return 0 if answer(arguments.question, arguments.where, arguments.overrides, os.environ) else 1
+        return 0 if answer(arguments.question, arguments.where, arguments.overrides, os.environ) else EXIT_NO
     except (ConfigError, LaunchError, OSError) as error:
         _say(str(error))
         return 1

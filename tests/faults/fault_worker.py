@@ -2,7 +2,7 @@
 
 Usage: fault_worker.py SCENARIOS RESULT
 Torch is imported once; the ranks of each scenario are forked from here and run launch/pretrain.py. SCENARIOS is a JSON
-list of {config, options, port, world_size, faults: {rank: {name: argument}}}; the last two may be left out. RESULT
+list of {config, options, port, faults: {rank: {name: argument}}}; the last may be left out. RESULT
 becomes a JSON list of exit codes, outputs and the names below `checkpoints/`, which the tests cannot see when this runs
 on a disk of its own.
 """

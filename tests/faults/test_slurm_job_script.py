@@ -83,7 +83,8 @@ class Job:
         return log.read_text().splitlines() if log.exists() else []
 
 
-SAVE = """mkdir -p "$RUN/checkpoints/step-0000000$1"; touch "$RUN/checkpoints/step-0000000$1/COMPLETE" """
+SAVE = """step="$RUN/checkpoints/step-0000000$1"; mkdir -p $step; echo '{"files": {}}' > $step/manifest.json
+touch $step/COMPLETE"""
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -111,13 +112,25 @@ def test_the_script_is_bash(job: Job) -> None:
     assert subprocess.run(["bash", "-n", SCRIPT], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("code", "requeues"), [(0, False), (1, False), (2, False), (75, True), (137, True)])
+@pytest.mark.parametrize(
+    ("code", "requeues"), [(0, False), (1, False), (2, False), (75, True), (76, True), (137, True)]
+)
 def test_a_stop_and_a_death_go_back_into_the_queue_and_an_error_does_not(job: Job, code: int, requeues: bool) -> None:
-    """R26: requeues on 75, and on 137, a rank that was killed; not on an error, which would come again."""
+    """R26: requeues on 75, on 76, when ranks hung or lost one, and on 137, when one was killed; not on an error, which
+    would come again."""
     job.train_by(f"exit {code}")
     returncode, output = job.run()
     assert returncode == code
     assert job.scontrol == ["requeue 17"] * requeues and ("requeued at step 0" in output) == requeues
+
+
+def test_a_job_that_cannot_count_its_starts_is_not_requeued(job: Job) -> None:
+    """On a full disk, for instance: it would come again and again, uncounted."""
+    (job.run_dir / "slurm.json").mkdir(parents=True)
+    job.train_by("exit 75")
+    returncode, output = job.run()
+    assert returncode == 1 and job.scontrol == [], output
+    assert "slurm.json" in output
 
 
 def test_a_job_without_progress_ends_after_three_restarts(job: Job) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,11 @@ def main() -> int:
     try:
         soak.conduct()
         soak.judge()
-    except Violation as violation:
+    except Exception as error:
+        if not isinstance(error, Violation):
+            traceback.print_exc()
         again = f"make soak SOAK_SEED={seed} SOAK_FAULTS={max(1, soak.num_begun)}"
-        print(f"error: seed {seed}, {soak.at}: {violation}\nto have it again: {again}", file=sys.stderr, flush=True)
+        print(f"error: seed {seed}, {soak.at}: {error}\nto have it again: {again}", file=sys.stderr, flush=True)
         return 1
     finally:
         if soak.disturbed.exists():  # on a disk that goes with this process

@@ -67,6 +67,9 @@ class Ranks:
         deadline = time.monotonic() + LIMIT_SECONDS
         while not condition():
             if any(self._has_ended(rank) for rank in range(self.world_size)):
+                self.wait_for_end()
+                if condition():  # another rank, which ended last, has said it
+                    return
                 raise Violation(
                     f"waiting for {what}, ranks ended with {self.codes}; rank 0 said:\n{self._last_words()}"
                 )

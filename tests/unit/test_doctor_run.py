@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 
 from deberta_scale.doctor_run import Diagnosis, diagnose
+from deberta_scale.train.metrics import append_event
+from tests.launching import ROOT
 from tests.unit.test_doctor import doctor_command
 
 
@@ -150,13 +154,13 @@ def test_what_a_run_overcame_is_not_why_it_ended(run: RunDirectory, overcome: li
 def test_a_start_that_recorded_nothing_is_not_taken_for_the_one_before(run: RunDirectory) -> None:
     run.events(START, ("stopped", {"step": 60, "reason": "time limit near"}))
     run.trained(50, 60)
-    before = (run.path / "events.jsonl").stat().st_mtime
-    for name in ("config.yaml", "environment.json"):  # written before the engine is built
-        (run.path / name).write_text("{}")
-        os.utime(run.path / name, (before + 60.0, before + 60.0))
+    append_event(run.path, "starting")
     assert run.seen_after(10.0).cause == "running"
     found = run.seen_after(HOURS)
     assert (found.cause, found.is_well) == ("killed at the start", False) and "--rehearse" in found.next
+    append_event(run.path, "refused", error="batch.sequences: the checkpoint has 16, the config 32")
+    found = run.seen_after(HOURS)
+    assert (found.cause, found.is_well) == ("refused", False) and "the checkpoint has 16, the config 32." in found.why
 
 
 def test_a_line_that_a_crash_cut_is_left_out(run: RunDirectory) -> None:
@@ -177,7 +181,10 @@ def damaged_checkpoint(run: RunDirectory) -> None:
 
 
 def restarts(run: RunDirectory) -> None:
-    (run.path / "slurm.json").write_text(json.dumps({"job": "17", "step": 10, "restarts_without_progress": 3}))
+    """As requeue.py counts them."""
+    command = [sys.executable, ROOT / "launch" / "slurm" / "requeue.py", "begin", run.path]
+    for _ in range(4):
+        subprocess.run(command, env=os.environ | {"SLURM_JOB_ID": "17", "PYTHONPATH": str(ROOT)}, check=True)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +212,8 @@ def test_what_stands_in_no_ones_way_is_no_obstacle(run: RunDirectory) -> None:
     """Restarts before the newest checkpoint; a STOP file that a running run will find, or that a finished one left."""
     run.events(START)
     run.trained(10, 20)
-    run.checkpoint(20)
     restarts(run)
+    run.checkpoint(20)
     stop_file(run)
     found = run.seen_after(10.0)
     assert (found.cause, found.is_well) == ("running", True) and "asked to stop by a STOP file" in found.why

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deberta_scale.config import Config
+from deberta_scale.config import Config, ConfigError
 from deberta_scale.config_file import load
+from deberta_scale.durable import digest_of_bytes
 from deberta_scale.train import checkpoint
 from deberta_scale.train.checkpoint import (
     CheckpointError,
@@ -21,7 +22,7 @@ from deberta_scale.train.checkpoint import (
 from tests.published import describe_files
 
 
-def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
+def write_aside(run_dir: Path, step: int, resume: str = "auto") -> tuple[Path, dict[str, object]]:
     """A directory to be published, and its manifest."""
     final = checkpoint_dir(run_dir, step)
     partial = final.with_name(final.name + ".partial")
@@ -29,12 +30,12 @@ def write_aside(run_dir: Path, step: int) -> tuple[Path, dict[str, object]]:
     for rank in (0, 1):
         (partial / "engine" / f"rank-{rank:05d}.safetensors").write_bytes(bytes(range(200)) * step)
     (partial / "state.json").write_text("{}")
-    return partial, {"step": step, "world_size": 2, "files": describe_files(partial)}
+    return partial, {"step": step, "world_size": 2, "resume": resume, "files": describe_files(partial)}
 
 
-def make_checkpoint(run_dir: Path, step: int) -> Path:
+def make_checkpoint(run_dir: Path, step: int, resume: str = "auto") -> Path:
     final = checkpoint_dir(run_dir, step)
-    partial, manifest = write_aside(run_dir, step)
+    partial, manifest = write_aside(run_dir, step, resume)
     publish(partial, final, manifest)
     return final
 
@@ -52,11 +53,11 @@ def test_a_published_checkpoint_verifies_and_lists_every_file(tmp_path: Path) ->
     assert not path.with_name(path.name + ".partial").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unreadable", "manifest", "marker"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unreadable", "manifest", "marker", "cut manifest"])
 def test_damage_is_found_by_file_and_the_one_before_is_chosen(tmp_path: Path, small_config: str, damage: str) -> None:
     """R19: `auto` falls back and says so, an explicit path is an error."""
     older, newer = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
-    name = {"manifest": "manifest.json", "marker": "manifest.json"}.get(damage, "rank-00001.safetensors")
+    name = dict.fromkeys(("manifest", "marker", "cut manifest"), "manifest.json").get(damage, "rank-00001.safetensors")
     victim = newer / "engine" / "rank-00001.safetensors"
     if damage == "truncate":
         victim.write_bytes(victim.read_bytes()[:-1])
@@ -69,6 +70,10 @@ def test_damage_is_found_by_file_and_the_one_before_is_chosen(tmp_path: Path, sm
         victim.mkdir()
     elif damage == "manifest":
         (newer / name).write_text((newer / name).read_text().replace("2", "3"))
+    elif damage == "cut manifest":  # while it was written, so that its marker is that of what is left
+        content = (newer / name).read_bytes()[:-20]
+        (newer / name).write_bytes(content)
+        (newer / "COMPLETE").write_text(digest_of_bytes(content))
     else:
         (newer / "COMPLETE").write_bytes(b"\xff\n")
     with pytest.raises(CheckpointError, match=name):
@@ -94,14 +99,31 @@ def test_a_run_that_went_on_from_another_runs_checkpoint_goes_on_with_its_own(
 ) -> None:
     (tmp_path / "run").mkdir()
     other, run_dir = make_checkpoint(tmp_path / "other", 2), tmp_path / "run"
-    make_checkpoint(run_dir, 1)
     config = config_of(run_dir, small_config, str(other))
     assert choose(config) == (other, [f"resuming from {other}, as resume says"])
-    whole, damaged = make_checkpoint(run_dir, 3), make_checkpoint(run_dir, 4)
+    whole, damaged = (make_checkpoint(run_dir, step, resume=str(other)) for step in (3, 4))
     (damaged / "state.json").unlink()
+    shutil.rmtree(other)  # superseded there
     chosen, notes = choose(config)
     assert chosen == whole
     assert damaged.name in notes[0] and f"already gone on from {other}, which resume names" in notes[1]
+
+
+def test_checkpoints_of_a_run_that_began_elsewhere_are_not_taken_for_it(tmp_path: Path, small_config: str) -> None:
+    (tmp_path / "run").mkdir()
+    other = make_checkpoint(tmp_path / "other", 2)
+    make_checkpoint(tmp_path / "run", 5)
+    with pytest.raises(CheckpointError, match=r"holds checkpoints of a run that did not begin there"):
+        choose(config_of(tmp_path / "run", small_config, str(other)))
+
+
+def test_a_checkpoint_of_another_version_is_no_reason_to_begin_anew(
+    tmp_path: Path, small_config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION + 1)
+    with pytest.raises(ConfigError, match=r"step-00000001 has the format .* of another deberta-scale"):
+        choose(config_of(tmp_path, small_config, "auto"))
 
 
 def test_a_directory_without_marker_is_no_checkpoint(tmp_path: Path) -> None:
