@@ -4,6 +4,7 @@ Files with another schema, such as data descriptions, are read in the same way: 
 """
 
 import difflib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -77,15 +78,24 @@ def validate(
 class _Loader(yaml.SafeLoader):
     """Of two values of one key, YAML would silently drop the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys as they are written, since merging (`<<: *name`) adds those of other mappings."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
+            if (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(
                     "while reading keys", node.start_mark, f"{key.value!r} is given twice", key.start_mark
                 )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            seen.add((key.tag, key.value))
+            key.value = sys.intern(key.value)  # PyYAML knows keys that it merges by their identity
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leaves the one value of each key that counts, so that it counts as well where this mapping is merged."""
+        super().flatten_mapping(node)
+        pairs = {(key.tag, key.value if isinstance(key.value, str) else id(key)): (key, of) for key, of in node.value}
+        node.value = list(pairs.values())
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deberta_scale.config import ConfigError
-from deberta_scale.config_file import load
+from deberta_scale.config import Config, ConfigError
+from deberta_scale.config_file import load, read_tree
 
 MINIMAL = """
 run_dir: runs/x
@@ -123,6 +123,18 @@ def test_what_yaml_reads_wrongly_or_not_at_all_is_said_for_files_and_overrides(
     assert f"override 'train={text}': " in (message := message_of(minimal, f"train={text}")) and expected in message
     minimal.write_text(text)
     assert (message := message_of(minimal)).startswith(f"{minimal}: ") and expected in message
+
+
+@pytest.mark.parametrize("key", ["x", "longer_key"])
+def test_of_merged_keys_the_nearest_one_counts(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        f"a: &a {{{key}: 1, y: 1}}\nb: {{inner: &b {{<<: *a, {key}: 3}}}}\n"
+        "again: {<<: *b}\nboth: {<<: [*a, *b]}\nother: {<<: [*b, *a]}\n"
+    )
+    tree = read_tree(path, Config)
+    assert tree["b"]["inner"] == tree["again"] == tree["other"] == {key: 3, "y": 1}
+    assert tree["both"] == {key: 1, "y": 1}
 
 
 def test_batch_that_does_not_divide_names_the_numbers_that_would(minimal: Path) -> None:
