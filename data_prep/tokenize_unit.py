@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from data_prep.cleaning import Cleaner
+from data_prep.encoding import Encode, encoder_of
 from data_prep.inputs import Document, Part
 from data_prep.passes import TextUnit
 from data_prep.repeats import Repeats
-from data_prep.word_cutting import Encode, encoder_of
 from data_prep.workplace import SPLITS, TRAIN, VALIDATION, Units, take_over
 from deberta_scale.data.shards import ShardWriter, write_manifest
 from deberta_scale.data.tokenizer import Tokenizer, TokenizerError
 
 _CHARACTERS_AT_ONCE = 2**20
+_CHARACTERS_OF_A_DOCUMENT = 256
+"""What one costs beside its text, so that empty ones fill a batch too."""
 _tokenizers: dict[str, Tokenizer] = {}
 _encoders: dict[str, Encode] = {}
 """By the sha256 of the tokenizer: made once in each process that works."""
@@ -67,7 +69,10 @@ class UnitWorker:
         if self.tokenizer_sha256 not in _tokenizers:
             keep_loaded(Tokenizer.load(self.tokenizer_dir))
         if self.tokenizer_sha256 not in _tokenizers:
-            raise TokenizerError(f"{self.tokenizer_dir}: has changed since the start; start again")
+            raise TokenizerError(
+                f"{self.tokenizer_dir}: has changed since the start; put the old one back and start again, or remove"
+                f" {self.finished.root.parent} first"
+            )
         tokenizer = _tokenizers[self.tokenizer_sha256]
         if self.tokenizer_sha256 not in _encoders:
             _encoders[self.tokenizer_sha256] = encoder_of(tokenizer)
@@ -99,11 +104,12 @@ def _batches(numbered: Iterable[tuple[int, tuple[str, Document]]]) -> Iterator[l
     characters = 0
     for number, (split, document) in numbered:
         batch.append((number, (split, document)))
-        characters += sum(map(len, document))
+        characters += _CHARACTERS_OF_A_DOCUMENT + sum(map(len, document))
         if characters >= _CHARACTERS_AT_ONCE:
             yield batch
             batch, characters = [], 0
-    yield batch
+    if batch:
+        yield batch
 
 
 class _SplitOutput:

@@ -225,7 +225,7 @@ def main() -> int:
         default=[],
         metavar="SYMBOL",
         help="pieces that are never cut, for instance '<ent>'; they count in --vocab-size. Masking takes one together"
-        " with the word or the space before it",
+        " with the word or the space before it. Text is then not cut word by word, and preparing it takes longer",
     )
     parser.add_argument("--verbose", action="store_true", help="show sentencepiece's own log")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")

@@ -6,11 +6,11 @@ import unicodedata
 import sentencepiece
 
 from deberta_scale.data.tokenizer import MASK_PIECE, SPECIAL_PIECES
+from deberta_scale.data.tokenizer_sentencepiece import SPACE_SIGN
 
 NORMALISATION = "nmt_nfkc"
 """sentencepiece's own, of the released tokenizers."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_SPACE_SIGN = "\u2581"
 
 
 def check_user_symbols(symbols: tuple[str, ...]) -> None:
@@ -27,7 +27,7 @@ def _problem_of(symbol: str, before: tuple[str, ...]) -> str | None:
         return "is given twice; leave one out"
     if symbol in (*SPECIAL_PIECES, MASK_PIECE):
         return "is a special piece, which every vocabulary has; leave it out"
-    if _SPACE_SIGN in symbol or any(map(str.isspace, symbol)):
+    if SPACE_SIGN in symbol or any(map(str.isspace, symbol)):
         return "holds white space, or the sign for it; paragraphs are parted there, so give its words one by one"
     if _BYTE_PIECE.search(symbol):
         return "spells a byte piece, <0x00> to <0xFF>; give another spelling"

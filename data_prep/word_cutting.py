@@ -1,12 +1,12 @@
 """Text → ids by words that were cut before: the ids that a sentencepiece unigram model gives, in a third of the time.
 
-No piece reaches over a space sign, so that the likeliest cut of a text is made of those of its words; each is looked
-for once and then kept. sentencepiece adds up float32 scores along the text, and of two nearly as likely cuts of a word
-may take the other one by rounding, here and not there. So a word is kept with how far apart its two likeliest cuts are,
-and a text in which rounding could matter goes to sentencepiece itself, as does one with a character that has no piece.
+For models in which no piece reaches over a space sign (encoding.py asks that): there the likeliest cut of a text is
+made of those of its words, and each is looked for once and then kept. sentencepiece adds up float32 scores along the
+text, and of two nearly as likely cuts of a word may take the other one by rounding, here and not there. So a word is
+kept with how far apart its two likeliest cuts are, and a text in which rounding could matter goes to sentencepiece
+itself, as does one with a character that has no piece, with a NUL, or of more than 30,000 characters, in which rounding
+mostly could.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import sentencepiece
@@ -14,71 +14,72 @@ import sentencepiece
 from data_prep.user_symbols import NORMALISATION
 from data_prep.word_tables import Pieces, cut, new_search, new_words, tree_of
 from deberta_scale.data.tokenizer import Tokenizer
+from deberta_scale.data.tokenizer_sentencepiece import NORMAL, SPACE_SIGN, piece_types
 
-Encode = Callable[[list[str]], list[np.ndarray]]
-_SPACE_SIGN, _END = "\u2581", "\0"
-_WORDS = 2**19
-"""That are kept, in 44 MB; then they are forgotten, all at once."""
+_TEXT_END = "\0"
+_MOST_CHARACTERS = 30_000
+_MOST_WORDS = 2**19
+"""That are kept, in 42 MB; then they are forgotten, all at once."""
 _TRIED_BYTES = 2**20
+"""After so much text it is judged whether trying is of use."""
 
 
-def encoder_of(tokenizer: Tokenizer) -> Encode:
-    """What gives the ids of texts as `Tokenizer.encode` does: that itself where words cannot be cut one by one."""
-    pieces = None if tokenizer.kind != "sentencepiece" or tokenizer.added_tokens else _pieces_of(tokenizer.processor)
-    return tokenizer.encode if pieces is None else _WordCutter(tokenizer, pieces).encode
+class WordCutter:
+    """Of a tokenizer that nothing in `encoding.why_not_by_words` stands against."""
 
-
-class _WordCutter:
-    def __init__(self, tokenizer: Tokenizer, pieces: Pieces) -> None:
-        self._tokenizer, self._pieces = tokenizer, pieces
-        self._words, self._search = new_words(_WORDS), new_search()
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._pieces = tokenizer, _pieces_of(tokenizer.processor)
+        self._words, self._search = new_words(_MOST_WORDS), new_search()
         self._tried_bytes = self._cut_bytes = 0
         self._keeps_plain_text = _keeps_plain_text(tokenizer.processor)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """As `Tokenizer.encode`. When most of the text turns out to be of the kind that goes to sentencepiece anyway,
-        all that follows is given to it directly."""
+        """As `Tokenizer.encode`. While most of the text turns out to be of the kind that goes to sentencepiece anyway,
+        what follows is given to it directly, and now and then some is tried again."""
         if self._tried_bytes > _TRIED_BYTES and 2 * self._cut_bytes < self._tried_bytes:
+            passed = sum(map(len, texts)) // 16
+            self._tried_bytes = max(self._tried_bytes - passed, self._cut_bytes)
             return self._tokenizer.encode(texts)
-        content = _END.join([*map(self._normalised, texts), ""]).encode()
-        if content.count(_END.encode()) != len(texts):
-            return self._tokenizer.encode(texts)
-        ids, ends = np.empty(len(content), np.int32), np.empty(len(texts), np.int64)
-        cut_bytes = cut(np.frombuffer(content, np.uint8), self._pieces, self._words, self._search, ids, ends)
-        ids = ids[: ends.max(initial=0)].copy()  # of which slices are kept for a while
+        ids, ends = self._cut(texts)
         others = iter(self._tokenizer.encode([texts[number] for number in np.flatnonzero(ends < 0).tolist()]))
         encoded, first = [], 0
         for end in ends.tolist():
             encoded.append(ids[first:end] if end >= 0 else next(others))
             first = max(first, end)
-        self._tried_bytes += len(content)
-        self._cut_bytes += cut_bytes
         return encoded
+
+    def _cut(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts that can be cut by words, back to back, and where those of each text [T] end, or -1."""
+        short = ((number, text) for number, text in enumerate(texts) if len(text) <= _MOST_CHARACTERS)
+        normalised = {number: self._normalised(text) for number, text in short}
+        tried = {number: text for number, text in normalised.items() if _TEXT_END not in text}
+        content = _TEXT_END.join([*tried.values(), ""]).encode()
+        ids, ends_of_tried = np.empty(len(content), np.int32), np.empty(len(tried), np.int64)
+        cut_bytes = cut(np.frombuffer(content, np.uint8), self._pieces, self._words, self._search, ids, ends_of_tried)
+        self._remember(len(content), cut_bytes)
+        ends = np.full(len(texts), -1, np.int64)
+        ends[list(tried)] = ends_of_tried
+        return ids[: ends.max(initial=0)].copy(), ends  # of which slices are kept for a while
+
+    def _remember(self, tried_bytes: int, cut_bytes: int) -> None:
+        self._tried_bytes += tried_bytes
+        self._cut_bytes += cut_bytes
+        while self._tried_bytes > 8 * _TRIED_BYTES:  # so that the latest text counts most
+            self._tried_bytes //= 2
+            self._cut_bytes //= 2
 
     def _normalised(self, text: str) -> str:
         """With spaces for space signs."""
         is_plain = self._keeps_plain_text and text.isascii() and text.isprintable()
         if is_plain and text and text[0] != " " and text[-1] != " " and "  " not in text:
             return f" {text}"
-        return str(self._tokenizer.processor.normalize(text)).replace(_SPACE_SIGN, " ")
+        return str(self._tokenizer.processor.normalize(text)).replace(SPACE_SIGN, " ")
 
 
-def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> Pieces | None:
-    """None of a model that is no unigram one, or in which a piece may reach over a space sign."""
-    try:
-        processor.nbest_encode("a", nbest_size=2)
-    except RuntimeError:  # only unigram models have several cuts
-        return None
-    size = processor.piece_size()
-    kinds = (processor.is_control, processor.is_unknown, processor.is_unused, processor.is_byte)
-    texts = {
-        processor.id_to_piece(number): number for number in range(size) if not any(is_kind(number) for is_kind in kinds)
-    }
-    has_inner_space = any(_SPACE_SIGN in text[1:] or " " in text for text in texts)
-    has_symbol = any(processor.get_score(number) >= 0.0 for number in texts.values())
-    if has_inner_space or has_symbol or processor.normalize("a b") != f"{_SPACE_SIGN}a{_SPACE_SIGN}b":
-        return None
-    encoded = sorted((text.replace(_SPACE_SIGN, " ").encode(), number) for text, number in texts.items())
+def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> Pieces:
+    normal = np.flatnonzero(piece_types(processor) == NORMAL).tolist()
+    texts = ((processor.id_to_piece(number).replace(SPACE_SIGN, " ").encode(), number) for number in normal)
+    encoded = sorted(texts)
     content = np.frombuffer(b"".join(text for text, _ in encoded), np.uint8)
     ends = np.cumsum([len(text) for text, _ in encoded])
     ids = np.array([number for _, number in encoded], np.int32)
@@ -89,5 +90,5 @@ def _keeps_plain_text(processor: sentencepiece.SentencePieceProcessor) -> bool:
     """Whether the rules of the model are those that are known to change nothing in printable ASCII."""
     rules = sentencepiece.SentencePieceNormalizer(rule_name=NORMALISATION).serialized_normalizer_spec()
     printable = "".join(map(chr, range(ord("!"), ord("~") + 1)))
-    is_kept = processor.normalize(f"{printable} ﬁ") == f"{_SPACE_SIGN}{printable}{_SPACE_SIGN}fi"
+    is_kept = processor.normalize(f"{printable} ﬁ") == f"{SPACE_SIGN}{printable}{SPACE_SIGN}fi"
     return is_kept and rules in processor.serialized_model_proto()

@@ -1,6 +1,6 @@
 """Pieces of a sentencepiece model: those of data_prep/train_tokenizer.py and of the released V2 and V3."""
 
-import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,9 @@ _AS_IT_IS = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 """`normalizer_spec { precompiled_charsmap: "" add_dummy_prefix: false remove_extra_whitespaces: false }` on the wire:
 behind a model's bytes it overrides those fields, since protobuf merges what is written twice."""
 
+NORMAL, USER_DEFINED = 1, 4
+"""Types of pieces, as in sentencepiece's `ModelProto.SentencePiece.Type`."""
+
 
 class SentencePieces:
     """See `Pieces`."""
@@ -40,7 +43,8 @@ class SentencePieces:
         self.size: int = processor.piece_size()
         mask = processor.piece_to_id(MASK_PIECE)  # [UNK]'s id where there is none
         self.mask_id = mask if processor.id_to_piece(mask) == MASK_PIECE else self.size
-        self.symbols = tuple(processor.id_to_piece(token) for token in range(self.size) if self._is_symbol(token))
+        symbols = np.flatnonzero(piece_types(processor) == USER_DEFINED).tolist()
+        self.symbols = tuple(processor.id_to_piece(token) for token in symbols)
         """Pieces that the user wanted (user_defined_symbols), which are never cut."""
         self._any_symbol = any_of(self.symbols)
 
@@ -72,14 +76,6 @@ class SentencePieces:
     def _as_it_is(self) -> sentencepiece.SentencePieceProcessor:
         """Cuts text that is normalised already."""
         return sentencepiece.SentencePieceProcessor(model_proto=self.processor.serialized_model_proto() + _AS_IT_IS)
-
-    def _is_symbol(self, token: int) -> bool:
-        """Has the score 0. That of any other piece is the logarithm of a probability, or with byte pairs minus the
-        number of its merge, which for the first one is -0.0."""
-        processor = self.processor
-        is_piece = not (processor.is_byte(token) or processor.is_unused(token) or self._is_special(token))
-        score = processor.get_score(token)
-        return is_piece and score == 0.0 and math.copysign(1.0, score) == 1.0
 
     def _is_special(self, token: int) -> bool:
         return bool(self.processor.is_control(token) or self.processor.is_unknown(token))
@@ -127,3 +123,37 @@ class SentencePieces:
 
     def files(self) -> dict[str, bytes]:
         return {MODEL_FILE: self.processor.serialized_model_proto()}
+
+
+def piece_types(processor: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    """[size] uint8: the type of each piece, which the library tells of all but symbols of the user."""
+    pieces = (content for number, content in _fields(processor.serialized_model_proto()) if number == 1)
+    return np.array([dict(_fields(piece)).get(3, NORMAL) for piece in pieces], dtype=np.uint8)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and content of each field of a protobuf message: an int, or bytes of all that is none."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            content, place = _varint(message, place)
+            yield number, content
+            continue
+        size = {1: 8, 5: 4}.get(wire_type)
+        if size is None:
+            size, place = _varint(message, place)
+        yield number, message[place : place + size]
+        place += size
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """The number that begins there, and the place behind it."""
+    number = shift = 0
+    while True:
+        byte = message[place]
+        number |= (byte & 0x7F) << shift
+        shift, place = shift + 7, place + 1
+        if byte < 0x80:
+            return number, place

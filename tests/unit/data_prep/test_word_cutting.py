@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import word_cutting
-from data_prep.word_cutting import Encode, encoder_of
+from data_prep.encoding import Encode, encoder_of
 from deberta_scale.data.tokenizer import Tokenizer
 from tests.vocabularies import train_byte_pairs, write_vocabulary_and_merges
 
