@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep.cleaning import CleaningConfig, by_filter, sum_counts
+from data_prep.encoding import why_not_by_words
 from data_prep.inputs import InputError, InputFile, Reading, in_short, plan_units
 from data_prep.near_duplicates import load_datasketch
 from data_prep.passes import TextUnit, do_units
@@ -82,6 +84,12 @@ class Preparation:
     @property
     def looks_for_repeats(self) -> bool:
         return self._repeats.config.is_on
+
+    @cached_property
+    def way_of_cutting(self) -> str:
+        """How text becomes ids, for people."""
+        reason = why_not_by_words(self._tokenizer)
+        return "word by word" if reason is None else f"by the tokenizer itself, since {reason}"
 
     @property
     def place_of_repeats(self) -> Path:

@@ -153,7 +153,8 @@ def _prepare(arguments: argparse.Namespace, share: Share) -> None:
         was_done = preparation.is_published(source)
         files = f"{len(source.files)} file(s) with {arguments.workers} worker(s)"
         if tells:
-            print(_already_done(source) if was_done else f"tokenizing {files} into {source.out}{shares}", flush=True)
+            begun = f"tokenizing {files} into {source.out}{shares}, {preparation.way_of_cutting}"
+            print(_already_done(source) if was_done else begun, flush=True)
         result = preparation.tokenize(source)
         if result is None and share.communicator is not None:
             continue  # the rank that publishes tells

@@ -56,8 +56,8 @@ class Words(NamedTuple):
     costs: np.ndarray
     """[C] float64: the scores of the pieces, without their sign, added up."""
     largest_safe_costs: np.ndarray
-    """[C] float64: up to which cost of a text, this word counted, rounding cannot make another cut of it likelier; below
-    0 for a word with a character that has no piece."""
+    """[C] float64: up to which cost of a text, this word counted, rounding cannot make another cut of it likelier;
+    below 0 for a word with a character that has no piece."""
 
 
 class Search(NamedTuple):
