@@ -198,12 +198,14 @@ def test_a_model_that_changes_plain_text_is_asked_for_every_text(sample_document
     check_same(tokenizer, encode, ["this and that", "", " two  spaces ", *paragraphs[:20]])
 
 
-def test_foreign_text_is_soon_given_to_sentencepiece_directly_and_english_behind_it_is_not(
+def test_foreign_text_after_english_is_soon_given_to_sentencepiece_directly_and_english_after_that_is_not(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = encoder_of(tokenizer)
     foreign, english = ["漢字かな" * 100] * 10, ["the hat that is the best"] * 50
     monkeypatch.setattr(word_cutting, "_TRIED_BYTES", 1000)
+    for _ in range(200):
+        encode(english)
     check_same(tokenizer, encode, foreign)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(word_cutting, "cut", None)
