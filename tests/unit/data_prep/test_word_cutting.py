@@ -13,11 +13,13 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import word_cutting
+from data_prep import tokenize_corpus, word_cutting
+from data_prep.add_tokens import add_tokens
 from data_prep.encoding import Encode, encoder_of, why_not_by_words
 from data_prep.word_tables import tree_of
 from deberta_scale.data.tokenizer import Tokenizer
 from tests.launching import ROOT
+from tests.reading import json_lines, write
 from tests.vocabularies import train_byte_pairs, write_vocabulary_and_merges
 
 
@@ -235,6 +237,25 @@ def test_every_string_of_a_tree_is_found_however_many_there_are() -> None:
     others = {bytes(draws.choices(range(1, 256), k=3)) for _ in range(1000)} - set(strings)
     assert {found(string) for string in others} == {-1}
     assert nodes[:, 0].max() + 255 < len(nodes) == len(pieces) < 2 * ends[-1]
+
+
+def test_preparation_says_which_way_text_is_cut_and_why(
+    prepared_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = write(tmp_path / "text.jsonl", json_lines(*(f"document {number}" for number in range(50))))
+    add_tokens(prepared_shards / "tokenizer", ["<drug>"], tmp_path / "grown")
+
+    def said(directory: Path, out: Path) -> str:
+        words = ["--input", texts, "--tokenizer", directory, "--out", out, "--validation-fraction", "0.5"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["tokenize_corpus.py", *map(str, words)])
+            assert tokenize_corpus.main() == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    way = f"tokenizing 1 file(s) with 1 worker(s) into {tmp_path}"
+    assert said(prepared_shards / "tokenizer", tmp_path / "words") == f"{way}/words, word by word"
+    expected = f"{way}/whole, by the tokenizer itself, since it has added tokens"
+    assert said(tmp_path / "grown", tmp_path / "whole") == expected
 
 
 def test_a_process_that_cuts_no_text_imports_no_compiler() -> None:
