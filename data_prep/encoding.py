@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deberta_scale.data.tokenizer import Tokenizer
-from deberta_scale.data.tokenizer_sentencepiece import NORMAL, SPACE_SIGN, USER_DEFINED, piece_types
+from deberta_scale.data.tokenizer_sentencepiece import NORMAL, SPACE_SIGN, SentencePieces
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -22,19 +22,19 @@ def encoder_of(tokenizer: Tokenizer) -> Encode:
 
 def why_not_by_words(tokenizer: Tokenizer) -> str | None:
     """What stands against cutting the text of this tokenizer word by word; None when nothing does."""
-    if tokenizer.kind != "sentencepiece":
+    model = tokenizer.model
+    if not isinstance(model, SentencePieces):
         return "it cuts by merges of byte pairs"
     if tokenizer.added_tokens:
         return "it has added tokens"
-    processor = tokenizer.processor
-    types = piece_types(processor)
-    if (types == USER_DEFINED).any():
+    if model.symbols:
         return "it has user symbols"
+    processor = model.processor
     try:
         processor.nbest_encode("a", nbest_size=2)
     except RuntimeError:  # only unigram models have several cuts
         return "it is no unigram model"
-    cutting = np.flatnonzero(types == NORMAL).tolist()
+    cutting = np.flatnonzero(model.types == NORMAL).tolist()
     texts = map(processor.id_to_piece, cutting)
     if any(SPACE_SIGN in text[1:] or " " in text for text in texts):
         return "it has pieces that reach over a space"

@@ -14,7 +14,7 @@ import sentencepiece
 from data_prep.user_symbols import NORMALISATION
 from data_prep.word_tables import Pieces, cut, new_search, new_words, tree_of
 from deberta_scale.data.tokenizer import Tokenizer
-from deberta_scale.data.tokenizer_sentencepiece import NORMAL, SPACE_SIGN, piece_types
+from deberta_scale.data.tokenizer_sentencepiece import NORMAL, SPACE_SIGN, SentencePieces
 
 _TEXT_END = "\0"
 _MOST_CHARACTERS = 30_000
@@ -28,7 +28,8 @@ class WordCutter:
     """Of a tokenizer that nothing in `encoding.why_not_by_words` stands against."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._pieces = tokenizer, _pieces_of(tokenizer.processor)
+        assert isinstance(tokenizer.model, SentencePieces)
+        self._tokenizer, self._pieces = tokenizer, _pieces_of(tokenizer.model)
         self._words, self._search = new_words(_MOST_WORDS), new_search()
         self._tried_bytes = self._cut_bytes = 0
         self._keeps_plain_text = _keeps_plain_text(tokenizer.processor)
@@ -76,14 +77,14 @@ class WordCutter:
         return str(self._tokenizer.processor.normalize(text)).replace(SPACE_SIGN, " ")
 
 
-def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> Pieces:
-    normal = np.flatnonzero(piece_types(processor) == NORMAL).tolist()
-    texts = ((processor.id_to_piece(number).replace(SPACE_SIGN, " ").encode(), number) for number in normal)
-    encoded = sorted(texts)
+def _pieces_of(model: SentencePieces) -> Pieces:
+    normal = np.flatnonzero(model.types == NORMAL).tolist()
+    encoded = sorted((model.piece(number).replace(SPACE_SIGN, " ").encode(), number) for number in normal)
     content = np.frombuffer(b"".join(text for text, _ in encoded), np.uint8)
     ends = np.cumsum([len(text) for text, _ in encoded])
     ids = np.array([number for _, number in encoded], np.int32)
-    return Pieces(*tree_of(content, ends), ids, np.array([processor.get_score(number) for number in ids.tolist()]))
+    scores = np.array([model.processor.get_score(number) for number in ids.tolist()])
+    return Pieces(*tree_of(content, ends), ids, scores)
 
 
 def _keeps_plain_text(processor: sentencepiece.SentencePieceProcessor) -> bool:

@@ -43,7 +43,9 @@ class SentencePieces:
         self.size: int = processor.piece_size()
         mask = processor.piece_to_id(MASK_PIECE)  # [UNK]'s id where there is none
         self.mask_id = mask if processor.id_to_piece(mask) == MASK_PIECE else self.size
-        symbols = np.flatnonzero(piece_types(processor) == USER_DEFINED).tolist()
+        self.types = _piece_types(processor)
+        """[size] uint8: NORMAL, USER_DEFINED, or one that the library itself tells."""
+        symbols = np.flatnonzero(self.types == USER_DEFINED).tolist()
         self.symbols = tuple(processor.id_to_piece(token) for token in symbols)
         """Pieces that the user wanted (user_defined_symbols), which are never cut."""
         self._any_symbol = any_of(self.symbols)
@@ -125,8 +127,8 @@ class SentencePieces:
         return {MODEL_FILE: self.processor.serialized_model_proto()}
 
 
-def piece_types(processor: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-    """[size] uint8: the type of each piece, which the library tells of all but symbols of the user."""
+def _piece_types(processor: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    """The library tells symbols of the user from other pieces in no other way."""
     pieces = (content for number, content in _fields(processor.serialized_model_proto()) if number == 1)
     return np.array([dict(_fields(piece)).get(3, NORMAL) for piece in pieces], dtype=np.uint8)
 

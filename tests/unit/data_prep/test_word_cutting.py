@@ -147,6 +147,11 @@ def test_a_score_of_0_makes_no_symbol() -> None:
     assert not left_to_sentencepiece(tokenizer, encoder_of(tokenizer), ["ab a", "b aab"])
 
 
+def test_scores_above_0_are_left_to_sentencepiece_since_sums_of_them_do_not_only_grow() -> None:
+    tokenizer = model_of([("\u2581", -1.0), ("a", 0.5)])
+    assert encoder_of(tokenizer) == tokenizer.encode
+
+
 def test_cuts_that_are_as_likely_are_left_to_sentencepiece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Far on in a text, rounding decides between a|bc, ab|c and a|b|c, and not as it does at the beginning."""
     draws = random.Random(0)
