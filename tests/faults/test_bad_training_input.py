@@ -35,7 +35,8 @@ def test_a_log_that_cannot_be_opened_ends_all_ranks_with_one_message(config_path
     (run_dir / "events.jsonl").mkdir(parents=True)
     codes, outputs = start(2, PRETRAIN, config_path, f"run_dir={run_dir}").wait()
     assert codes == [1, 1], outputs
-    assert f"error: [Errno 21] Is a directory: '{run_dir / 'events.jsonl'}'" in outputs[0]
+    cause = f"[Errno 21] Is a directory: '{run_dir / 'events.jsonl'}'"
+    assert f"error: run_dir {run_dir} cannot be used: {cause}" in outputs[0]
     assert "Traceback" not in "".join(outputs)
 
 
