@@ -4,17 +4,20 @@
 - A process killed while building an extension leaves a lock on which every later run waits for ever. Builds happen
   here, under a file lock that the kernel releases with its owner, after clearing what a dead owner left.
 - `memory_efficient_linear` changes the numerics of stage 3; off, all stages compute the same.
+- It loads torch's compiler for an optimizer that is not used here; not so while an engine is built.
 - Its fused Adam does not resume bit for bit on a CPU; torch's AdamW does.
 
 An engine is built empty: its weights come afterwards, fresh, from another model or from a checkpoint, all by the same
 way: into the fp32 masters, each rank its share. So no rank ever holds a whole model that it would divide.
 """
 
+import contextlib
 import logging
 import math
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -66,13 +69,30 @@ def build_engine(config: Config, model: torch.nn.Module, launch: Launch, device:
     distributed.together(lambda: _prepare_machine(config, launch, device))
     generated = distributed.together(lambda: deepspeed_json(config, launch.world_size, device.type == "cuda"))
     materialise(model, generated, device, DTYPES[config.engine.precision])
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameter_groups(model.named_parameters(), config.optimizer.weight_decay),
-        config=generated,
-        dist_init_required=False,
-    )
+    with _nothing_compiled():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model.named_parameters(), config.optimizer.weight_decay),
+            config=generated,
+            dist_init_required=False,
+        )
     return engine
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """`torch.compile` gives back what it is given. DeepSpeed compares each optimizer with its own Muon, whose functions
+    ask to be compiled when they are imported, and torch's compiler takes more than a second to load."""
+
+    def as_it_is(function: Any = None, **options: Any) -> Any:
+        return as_it_is if function is None else function
+
+    before = torch.compile
+    torch.compile = as_it_is  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = before
 
 
 def materialise(model: torch.nn.Module, generated: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
