@@ -8,7 +8,7 @@ SENTENCES := "She was very [MASK] to see him." "Mr. Darcy looked at [MASK] with 
 SOAK_SEED := 1
 SOAK_FAULTS := 30
 
-.PHONY: install quickstart extensions test soak test-cluster test-packages lint check-install clean
+.PHONY: install quickstart extensions test test-faults soak test-cluster test-packages lint check-install clean
 
 install: .venv/installed
 
@@ -37,10 +37,17 @@ extensions: .venv/extensions
 	$(BIN)/python -c "from deberta_scale.train.engine import build_for_offloading; build_for_offloading()"
 	touch $@
 
-# All but tests/cluster, on two cores. More processes than cores: one that waits must not keep a core from another.
-test: export OMP_WAIT_POLICY := PASSIVE
+# On two cores. More processes than cores: one that waits must not keep a core from another.
+test test-faults: export OMP_WAIT_POLICY := PASSIVE
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# All but what runs survive and clusters.
 test: install extensions
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster
+	$(TEST) --ignore tests/faults --ignore tests/soak --ignore tests/cluster
+
+# Kills, stops, full disks, damaged files, ranks that hang.
+test-faults: install
+	$(TEST) tests/faults tests/soak
 
 # A training that SOAK_FAULTS faults happen to, drawn by SOAK_SEED: about ten minutes. What happened stays in runs/soak.
 soak: install $(DATA)/shards/train/manifest.json
