@@ -13,6 +13,7 @@ PLAN_PARTS = {f"plan_{part}" for part in ("communication", "data", "machine", "m
 ALLOWED = {
     "config_data": set(),
     "config": {"config_data"},
+    "config_sift": {"config_data"},
     "config_file": {"config"},
     "durable": set(),
     "batch": set(),
@@ -31,6 +32,7 @@ ALLOWED = {
     "data": {"config", "durable", "batch", "data"},
     "model": {"config", "batch", "model"},
     "train": {"config", "durable", "batch", "data", "model", "train"},
+    "finetune": {"config_sift", "finetune"},
     "convert": {
         "config",
         "config_file",
@@ -52,6 +54,7 @@ TORCH_FREE = {
     "config.py",
     "config_data.py",
     "config_file.py",
+    "config_sift.py",
     "plan.py",
     "plan_text.py",
     *(f"{part}.py" for part in PLAN_PARTS),

@@ -145,7 +145,7 @@ class Sift:
         """Of the inner loss, to the perturbations alone. The way back through the model begins near 1, whatever the
         size of the loss: in fp16 it would else end in zeros. A power of two changes no other bit."""
         if not all(tensor.requires_grad for tensor in outputs):
-            raise ValueError("SiFT: the forward pass gave outputs without gradients; do not call it under torch.no_grad")
+            raise ValueError("SiFT: outputs have no gradient; do not call the model under torch.no_grad")
         leaves = [tensor.detach().requires_grad_() for tensor in outputs]
         at_outputs = torch.autograd.grad(self._apart(self.inner_loss, leaves, clean, counted).total, leaves)
         largest = torch.stack([gradient.abs().max() for gradient in at_outputs]).max()
