@@ -79,15 +79,16 @@ class PerturbedPass(CleanPass):
         """[..., E] → [..., E]. Computed in fp32: a step may be less than a digit of bf16."""
         number = self.num_calls - 1
         if self._draws:
-            self.deltas.append(self._start(embedded, self._seed + number).requires_grad_())
+            self.deltas.append(self.start(embedded, number).requires_grad_())
         delta, wide = self.deltas[number], embedded.float()
         if self._config.compat == "official":
             return (_normalised(wide) + delta).to(embedded.dtype)
         deviation = (wide.var(-1, unbiased=False, keepdim=True) + EPSILON).sqrt()
         return (wide + deviation * delta).to(embedded.dtype)
 
-    def _start(self, like: torch.Tensor, seed: int) -> torch.Tensor:
-        source = torch.Generator(like.device).manual_seed(seed)
+    def start(self, like: torch.Tensor, number: int = 0) -> torch.Tensor:
+        """The random start of the call of this number, of the shape of `like`."""
+        source = torch.Generator(like.device).manual_seed(self._seed + number)
         deviation = self._config.initial_noise
         drawn = torch.randn(like.shape, generator=source, device=like.device) * deviation
         if self._config.compat == "official":
