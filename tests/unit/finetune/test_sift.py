@@ -1,10 +1,12 @@
 """What adversarial training does to a model, its random numbers and its gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from deberta_scale.config_sift import SiftConfig
 from deberta_scale.finetune.sift import Sift, SiftedModel
@@ -190,6 +192,20 @@ def test_weights_get_their_gradient_from_the_last_pass_and_none_from_the_search(
         assert (parameter.grad is None) == (gradient is None)
         if gradient is not None:
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-2, atol=1e-5)
+
+
+def test_the_passes_cost_what_is_documented() -> None:
+    """Matrix products of forward (1) and backward (2): twice all of it, and a search without gradients of weights."""
+    model = classifier()
+    sifted = SiftedModel(model, PLAIN, "classification")
+
+    def count(step: Callable[[], torch.Tensor]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            step().backward()
+        return counter.get_total_flops()
+
+    plain = count(lambda: model(*ROWS).sum())
+    assert count(lambda: sum(sifted(*ROWS)[:2]).sum()) == pytest.approx(plain * 8 / 3, rel=0.02)
 
 
 def test_every_head_can_be_sifted() -> None:
