@@ -107,7 +107,7 @@ class Sift:
             with hooked(self.modules, one_pass):
                 return logits_of_task(self.task, logits(forward()))
 
-        deltas = self._ascend(perturbed, [tensor.detach() for tensor in clean], counted, seed)
+        deltas = self._ascend(perturbed, clean, counted, seed)
         adversarial = perturbed(PerturbedPass(self.config, seed, deltas))
         apart = self._apart(self.outer_loss, adversarial, clean, counted)
         return Sifted(outputs, self.config.weight * apart.total, apart.num_compared)

@@ -1,6 +1,6 @@
 """Run by test_sift_zero.py in every rank: fine-tune a small classifier with SiFT in real engines.
 
-Usage: sift_worker.py RESULT CONFIG -- [key=value ...] -- ... Each `--` group is one training; rank 0 writes the logged
+Usage: sift_worker.py TASK RESULT CONFIG -- [key=value ...] -- ... Each `--` group is one model; rank 0 writes the
 numbers of each as JSON. The rows of a step are cut into micro-batches by their number alone, and each begins its random
 numbers by it, so that ranks see what a single process sees.
 """
@@ -16,7 +16,7 @@ import torch
 from deberta_scale.config import Config
 from deberta_scale.config_file import load
 from deberta_scale.config_sift import SiftConfig
-from deberta_scale.finetune.sift import SiftedModel
+from deberta_scale.finetune.sift import Sift, SiftedModel
 from deberta_scale.model.heads import SequenceModel
 from deberta_scale.model.initial import InitialWeights
 from deberta_scale.train import distributed
@@ -72,14 +72,37 @@ def step(engine: Any, number: int, config: Config, launch: Launch) -> list[float
     return [*(losses / config.batch.sequences).tolist(), updated.norm]
 
 
+def data_parallel(config: Config, launch: Launch, device: torch.device) -> dict[str, float]:
+    """The largest difference between gradients through DistributedDataParallel, which is called for every pass, and
+    the mean of those of the plain model; and the largest gradient."""
+    torch.manual_seed(config.seed)
+    model = SequenceModel(config.model, LABELS, 0.0)
+    model.deberta.embeddings.position_embeddings.requires_grad_(False)  # not used, which it must be told
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    sift = Sift(model, SIFT, "classification")
+
+    def gradients(forward: torch.nn.Module, micro_batch: int) -> torch.Tensor:
+        model.zero_grad()
+        torch.manual_seed(micro_batch)
+        token_ids, is_text, labels = rows_of(micro_batch, config)
+        sifted = sift(lambda: forward(token_ids, is_text))
+        (torch.nn.functional.cross_entropy(sifted.outputs, labels) + sifted.penalty).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in trained])
+
+    found = gradients(wrapped, launch.rank)
+    expected = torch.stack([gradients(model, rank) for rank in range(launch.world_size)]).mean(0)
+    return {"difference": (found - expected).abs().max().item(), "largest": expected.abs().max().item()}
+
+
 def main() -> None:
-    result, config_path, *rest = sys.argv[1:]
+    task, result, config_path, *rest = sys.argv[1:]
     launch = read_launch(os.environ)
     device = engines.start_process_group(launch)
     results = []
     for number, group in enumerate(" ".join(rest).split("-- ")[1:]):
         run_dir = f"run_dir={Path(result).with_suffix('')}-{launch.rank}-{number}"
-        results.append(train(load(config_path, [run_dir, *group.split()]), launch, device))
+        results.append(globals()[task](load(config_path, [run_dir, *group.split()]), launch, device))
     if launch.is_main:
         Path(result).write_text(json.dumps(results))
     distributed.end_process(0)

@@ -1,4 +1,5 @@
-"""Adversarial training gives the same numbers however a real engine spreads its model, dropout included."""
+"""Adversarial training gives the same numbers however a real engine spreads its model, and in
+DistributedDataParallel, dropout included."""
 
 import json
 from itertools import chain
@@ -35,25 +36,25 @@ ROUNDED = [
 ]
 
 
-def train(tmp_path: Path, world_size: int, groups: list[str]) -> Any:
-    """By group: of each step the task's loss, the penalty and the norm of the gradient."""
+def run_worker(tmp_path: Path, world_size: int, task: str, groups: list[str]) -> Any:
+    """What the task gives, by group."""
     (tmp_path / "config.yaml").write_text(CONFIG)
     result = tmp_path / f"{world_size}.json"
     words = chain.from_iterable(["--", *f"engine.{group}".split()] for group in groups)
-    codes, outputs = start(world_size, WORKER, result, tmp_path / "config.yaml", *words).wait()
+    codes, outputs = start(world_size, WORKER, task, result, tmp_path / "config.yaml", *words).wait()
     assert codes == [0] * world_size, outputs[0][-3000:]
     return dict(zip(groups, json.loads(result.read_text()), strict=True))
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of one process without ZeRO."""
-    return train(tmp_path_factory.mktemp("one"), 1, ["zero_stage=0"])["zero_stage=0"]
+    """Of one process without ZeRO: of each step the task's loss, the penalty and the norm of the gradient."""
+    return run_worker(tmp_path_factory.mktemp("one"), 1, "train", ["zero_stage=0"])["zero_stage=0"]
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train(tmp_path_factory.mktemp("two"), 2, [*EXACT, *ROUNDED])
+    return run_worker(tmp_path_factory.mktemp("two"), 2, "train", [*EXACT, *ROUNDED])
 
 
 def assert_close(found: Any, expected: Any, tolerance: float) -> None:
@@ -72,3 +73,8 @@ def test_stages_accumulation_and_checkpointing_give_one_process_s_numbers(
 @pytest.mark.parametrize("group", ROUNDED)
 def test_16_bits_stay_near_and_find_a_perturbation_as_bad(group: str, expected: Any, on_two_ranks: Any) -> None:
     assert_close(on_two_ranks[group], expected, 0.05)
+
+
+def test_distributed_data_parallel_may_be_called_for_every_pass(tmp_path: Path) -> None:
+    (found,) = run_worker(tmp_path, 2, "data_parallel", ["precision=fp32"]).values()
+    assert found["difference"] <= 1e-5 * found["largest"]
