@@ -164,6 +164,25 @@ class Tokenizer:
         plain = iter(self.model.encode([parts[0] for parts in found]))
         return [self._joined(next(plain), parts[1:]) for parts in found]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids [n] int32 that `encode` gives, and offsets [n, 2] int64: the characters of `text`, first and behind
+        the last, that each token stands for, with the spaces before it where it has a space sign."""
+        added = list(self._any_added.finditer(text)) if self.added_tokens else []
+        ids, offsets = self.model.encode_with_offsets(self._before(text, 0, added, 0))
+        for number, token in enumerate(added, start=1):
+            ids = np.append(ids, np.int32(self.id_of_token[token[0]]))
+            offsets = np.concatenate([offsets, [token.span()]])
+            if following := self._before(text, token.end(), added, number):
+                more_ids, more_offsets = self.model.encode_with_offsets(following, after_token=True)
+                ids = np.concatenate([ids, more_ids])
+                offsets = np.concatenate([offsets, more_offsets + token.end()])
+        return ids, offsets
+
+    @staticmethod
+    def _before(text: str, start: int, added: list[re.Match[str]], number: int) -> str:
+        """The text from `start` to the added token of this number, or to the end."""
+        return text[start : added[number].start()].rstrip(_WHITE_SPACE) if number < len(added) else text[start:]
+
     def encode_masked(self, text: str) -> list[int]:
         """As `encode`, and [MASK] in the text is the mask.
 

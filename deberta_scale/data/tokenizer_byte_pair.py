@@ -118,6 +118,11 @@ class BytePairs:
     def encode_after(self, text: str) -> np.ndarray:
         return self.encode([text])[0]  # no text gets a space that it does not have
 
+    def encode_with_offsets(self, text: str, after_token: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._encoder.encode(text, add_special_tokens=False)  # the same after a token
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, dtype=np.int32), offsets
+
     def decode(self, ids: list[int]) -> str:
         """Pieces that no text is made of are written as they are called."""
         content = b"".join(map(self._bytes_of, ids))

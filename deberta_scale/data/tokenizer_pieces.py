@@ -70,6 +70,10 @@ class Pieces(Protocol):
         """The ids [n] int32 of a text that goes on after a token: as if a word stood there, with a space sign only
         where the text begins with a space."""
 
+    def encode_with_offsets(self, text: str, after_token: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids [n] that `encode`, or after a token `encode_after`, gives, and offsets [n, 2]: the characters of
+        `text` that each piece stands for. Pieces that share one character all have it."""
+
     def decode(self, ids: list[int]) -> str:
         """Text, with the space before its first word where that has the space sign."""
 

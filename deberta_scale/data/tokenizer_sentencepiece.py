@@ -74,6 +74,31 @@ class SentencePieces:
             arrays += [np.array([self.processor.piece_to_id(symbol)], dtype=np.int32), following]
         return np.concatenate(arrays).astype(np.int32, copy=False)
 
+    def encode_with_offsets(self, text: str, after_token: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        before = _STANDING_IN if after_token else ""
+        normalised, origins = self.processor.normalize(before + text, with_offsets=True)
+        first = normalised.index(_STANDING_IN) + 1 if after_token else 0
+        ids, places = self._cut_normalised(normalised[first:])
+        offsets = np.maximum(np.array(origins, dtype=np.int64)[first:] - len(before), 0)[places]
+        _share_characters(offsets)
+        return ids, offsets
+
+    def _cut_normalised(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As `_encode_normalised`, with the places [n, 2] in the normalised text."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        start = 0
+        for number, part in enumerate(self._any_symbol.split(text) if self.symbols else [text]):
+            if number % 2:
+                ids.append(self.processor.piece_to_id(part))
+                places.append((start, start + len(part)))
+            else:
+                found = self._as_it_is.encode(part, return_type="offset_mapping")
+                ids += found["ids"]
+                places += [(start + begin, start + end) for begin, end in found["offsets"]]
+            start += len(part)
+        return np.array(ids, dtype=np.int32), np.array(places, dtype=np.int64).reshape(-1, 2)
+
     @cached_property
     def _as_it_is(self) -> sentencepiece.SentencePieceProcessor:
         """Cuts text that is normalised already."""
@@ -159,3 +184,11 @@ def _varint(message: bytes, place: int) -> tuple[int, int]:
         shift, place = shift + 7, place + 1
         if byte < 0x80:
             return number, place
+
+
+def _share_characters(offsets: np.ndarray) -> None:
+    """Where several pieces are one character (its bytes, or parts of a ligature) sentencepiece gives it to the last."""
+    for place in range(len(offsets) - 2, -1, -1):
+        begin, end = offsets[place]
+        if begin == end == offsets[place + 1, 0]:
+            offsets[place, 1] = offsets[place + 1, 1]
