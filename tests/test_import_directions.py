@@ -32,7 +32,7 @@ ALLOWED = {
     "data": {"config", "durable", "batch", "data"},
     "model": {"config", "batch", "model"},
     "train": {"config", "durable", "batch", "data", "model", "train"},
-    "finetune": {"config_sift", "finetune"},
+    "finetune": {"config", "config_sift", "durable", "batch", "data", "model", "train", "finetune"},
     "convert": {
         "config",
         "config_file",
