@@ -235,11 +235,14 @@ _TABLE = (
             head="span",
             files={"train": ((f"train-v{version}.json",),), "validation": ((f"dev-v{version}.json",),)},
             records=paragraph_records,
-            metrics=("answer_f1", "answer_exact_match"),
+            metrics=metrics,
             saved_form=saved_squad,
             submission="squad",
         )
-        for version in ("1.1", "2.0")
+        for version, metrics in (
+            ("1.1", ("answer_f1", "answer_exact_match")),
+            ("2.0", ("best_answer_f1", "best_answer_exact_match")),
+        )
     ),
     Task(
         "race",
