@@ -80,13 +80,20 @@ def record_entities(record: Record, labels: Labels) -> Iterator[Example | LeftOu
     query are a group; entities that are spelled the same are one."""
     passage = record.inside("passage")
     text = passage.text("text")
-    spans = [(entity.integer("start"), entity.integer("end") + 1) for entity in passage.parts("entities")]
-    entities = [text[begin:end] for begin, end in spans]
+    entities = [_entity(entity, text) for entity in passage.parts("entities")]
     for query in record.parts("qas"):
         answers = None
         if labels.required or "answers" in query.values:
             answers = [answer.text("text") for answer in query.parts("answers")]
         yield from _query(query, (text, query.text("query")), entities, answers, str(query.integer("idx")))
+
+
+def _entity(record: Record, text: str) -> str:
+    """The released files have a few that are empty."""
+    last = record.integer("end")
+    if last >= len(text):
+        raise ReadError(f"{record.where}: the entity ends at {last}, the passage has {len(text)} characters")
+    return text[record.integer("start") : last + 1]
 
 
 def saved_record_entities(record: Record, labels: Labels) -> Iterator[Example | LeftOut]:
