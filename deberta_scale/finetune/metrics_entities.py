@@ -20,7 +20,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """
     found = set()
     begin = 0
-    for place, (tag, following) in enumerate(zip(tags, [*tags[1:], "O"], strict=True)):
+    for place, (tag, following) in enumerate(zip(tags, [*tags[1:], "O"], strict=False)):
         if tag == "O":
             continue
         kind = tag[2:]
