@@ -171,6 +171,21 @@ def test_every_token_of_a_context_is_in_a_row_and_the_answer_where_all_of_it_is(
     assert rows[0].target != (0, 0) and rows[-1].target == (0, 0)
 
 
+@pytest.mark.parametrize("first", range(0, 60, 4))
+def test_rows_that_show_a_part_of_the_answer_point_at_cls(tokenizer: Tokenizer, first: int) -> None:
+    words = CONTEXT.split()
+    example = question(" ".join(words[first : first + 5]), len(" ".join([*words[:first], ""])))
+    rows = features_of(TASKS["squad-1.1"], [example], tokenizer, 48, stride_tokens=16).rows
+    assert isinstance(example.label, tuple)
+    for row in rows:
+        assert row.context is not None and isinstance(row.target, tuple)
+        offsets = row.context.offsets
+        shows_all = offsets[0, 0] <= example.label[0] and offsets[-1, 1] >= example.label[1]
+        assert (row.target != (0, 0)) == shows_all
+        assert row.target[1] < len(row.sequences[0]) - 1
+    assert any(row.target != (0, 0) for row in rows)
+
+
 def test_a_question_without_an_answer_points_at_cls(tokenizer: Tokenizer) -> None:
     example = Example(("who", CONTEXT), NO_ANSWER, "q")
     rows = features_of(TASKS["squad-2.0"], [example], tokenizer, 48, stride_tokens=16).rows
@@ -194,7 +209,8 @@ def test_the_best_answer_of_all_rows_is_cut_from_the_context(tokenizer: Tokenize
     where = max(number for number, row in enumerate(rows) if row.target != (0, 0))
     target = rows[where].target
     assert isinstance(target, tuple)
-    logits[where] = scores_for(rows[where], (0, 0, 0.5), (*target, 4.0))
+    logits[0] = scores_for(rows[0], (0, 0, 0.5))
+    logits[where] = scores_for(rows[where], (0, 0, 3.0), (*target, 4.0))
     (found,) = span_predictions([example], rows, [s for s, _ in logits], [e for _, e in logits])
     assert found.value == "ﬁne\u00a0king"
     assert found.score == pytest.approx(2 * 0.5 - 2 * 4.0)

@@ -61,3 +61,10 @@ def test_a_piece_is_cut_from_the_text_before_it_was_normalised() -> None:
     cut = [text[begin:end].strip() for begin, end in offsets if text[begin:end].strip()]
     assert "①" in cut and "1" not in cut
     assert "".join(cut).replace(" ", "") == "so①was"
+
+
+def test_every_byte_of_a_character_stands_for_the_character() -> None:
+    tokenizer = Tokenizer(pieces())
+    ids, offsets = tokenizer.encode_with_offsets("so😀")
+    assert tokenizer.piece(int(ids[-4])) == "<0xF0>"
+    assert offsets[-4:].tolist() == [[2, 3]] * 4

@@ -85,7 +85,7 @@ def test_mnli_is_evaluated_on_two_domains(tmp_path: Path) -> None:
 
 
 def test_quotes_are_text_and_only_line_feeds_end_rows(tmp_path: Path) -> None:
-    text = 'He said "yes\u2028and" no \x85 "'
+    text = 'He said "yes\u2028and" \r no \x85 "'
     (tmp_path / "dev.tsv").write_text(f"sentence\tlabel\n{text}\t1\nplain\t0\n", encoding="utf-8")
     assert [e.texts[0] for e in read("sst-2", tmp_path, "validation")] == [text, "plain"]
 

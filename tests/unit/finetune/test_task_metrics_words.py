@@ -87,6 +87,11 @@ def test_squad_takes_the_answer_that_agrees_best() -> None:
     assert answer_f1(examples, predictions) == pytest.approx((1 + 2 / 3) / 2)
 
 
+def test_answers_of_articles_and_signs_alone_do_not_count_beside_others() -> None:
+    assert answer_f1([asked("the", "Rome")], [Prediction("")]) == 0.0
+    assert answer_f1([asked("the")], [Prediction("")]) == 1.0
+
+
 def test_squad_2_answers_nothing_above_the_best_threshold() -> None:
     """Sorted by score the gains of answering are +1, +1/2, -1, +1: best are the first two, or all but for the third."""
     examples = [asked("Rome"), asked("old king of Rome"), asked(), asked("Ann")]
