@@ -1,6 +1,7 @@
 """Records of SQuAD, RACE, SWAG and CoNLL → examples. Those that begin with `saved_` are for rows of `datasets`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from deberta_scale.finetune.readers import NO_ANSWER, Example, Labels, LeftOut, ReadError, Record
 from deberta_scale.finetune.readers_files import DOCUMENT_START
@@ -43,16 +44,17 @@ def race(record: Record, labels: Labels) -> Iterator[Example]:
         raise ReadError(f"{record.where}: there are not as many options, or answers, as questions")
     for n, question in enumerate(questions):
         values = {"article": record.get("article"), "question": question, "options": options[n], "answer": answers[n]}
-        values["example_id"] = f"{record.text('id')}-{n}"
-        yield from saved_race(Record(record.path, f"{record.place}, question {n}", values), labels)
+        for example in saved_race(Record(record.path, f"{record.place}, question {n}", values), labels):
+            yield replace(example, id=f"{record.text('id')}-{n}")
 
 
 def saved_race(record: Record, labels: Labels) -> Iterator[Example]:
+    """A row is a question; its `example_id` is that of the passage, so that it names no example."""
     passage, question, options = record.text("article"), record.text("question"), record.list_of("options", str)
     if len(options) != len(labels.names):
         raise ReadError(f"{record.where}: {len(options)} options; there must be {len(labels.names)}")
     choices = tuple((passage, f"{question} {option}") for option in options)
-    yield Example((), labels.of(record, "answer"), id=record.text("example_id"), choices=choices)
+    yield Example((), labels.of(record, "answer"), choices=choices)
 
 
 def swag(record: Record, labels: Labels) -> Iterator[Example]:

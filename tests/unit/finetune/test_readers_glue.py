@@ -90,6 +90,12 @@ def test_quotes_are_text_and_only_line_feeds_end_rows(tmp_path: Path) -> None:
     assert [e.texts[0] for e in read("sst-2", tmp_path, "validation")] == [text, "plain"]
 
 
+def test_rows_that_end_as_on_windows_are_the_same(tmp_path: Path) -> None:
+    name, content = FILES["rte"]
+    (tmp_path / name).write_bytes(content.replace("\n", "\r\n").encode())
+    assert read("rte", tmp_path) == [EXAMPLES["rte"]]
+
+
 def test_gzipped_files_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "train.tsv.gz").write_bytes(gzip.compress(FILES["rte"][1].encode()))
     assert read("rte", tmp_path) == [EXAMPLES["rte"]]

@@ -106,8 +106,9 @@ def test_squad(tmp_path: Path) -> None:
 def test_race_and_swag(tmp_path: Path) -> None:
     race = {"example_id": "high1.txt", "article": "p", "question": "q", "options": list("wxyz"), "answer": "D"}
     features = {"example_id": TEXT, "article": TEXT, "question": TEXT, "options": datasets.List(TEXT), "answer": TEXT}
-    (example,) = read("race", tmp_path / "race", [race], features).examples
+    example, other = read("race", tmp_path / "race", [race, race | {"question": "r"}], features).examples
     assert (example.label, example.choices[3]) == ("D", ("p", "q z"))
+    assert example.id != other.id
 
     swag = {"sent1": "a", "sent2": "b", "label": 2} | {f"ending{n}": str(n) for n in range(4)}
     features = {name: TEXT for name in swag} | {"label": ClassLabel(names=list("0123"))}
