@@ -288,22 +288,40 @@ class GuardsConfig(Section):
         return self
 
 
-class Config(Section):
+class RunConfig(Section):
+    """What every run has, whatever it trains."""
+
     run_dir: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     resume: Annotated[str, Field(min_length=1)] = "auto"
     """auto: newest complete checkpoint of run_dir, or a fresh start; never: refuse a used run_dir; or the path of
     another run's checkpoint, from which run_dir goes on, and at later starts from its own newest."""
-    init_from: Path | None = None
-    """A model in any format that launch/convert.py reads: a fresh start takes its weights, and nothing else of it."""
     model: ModelConfig
-    data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     train: TrainConfig
     guards: GuardsConfig = GuardsConfig()
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "RunConfig":
+        down = self.schedule.warmup_steps + (self.schedule.decay_steps or 0)
+        if down > self.train.steps:
+            raise ValueError(f"schedule warm-up and decay take {down} steps, train.steps is {self.train.steps}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved config; reading it back gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
+
+class Config(RunConfig):
+    """A pretraining run."""
+
+    init_from: Path | None = None
+    """A model in any format that launch/convert.py reads: a fresh start takes its weights, and nothing else of it."""
+    data: DataConfig
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -313,18 +331,11 @@ class Config(Section):
                 f"data.sequence_length {length} exceeds model.max_position_embeddings {positions}: the mask decoder has"
                 " no position for the last tokens; lower the first or raise the second"
             )
-        down = self.schedule.warmup_steps + (self.schedule.decay_steps or 0)
-        if down > self.train.steps:
-            raise ValueError(f"schedule warm-up and decay take {down} steps, train.steps is {self.train.steps}")
         return self
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch.sequences * self.data.sequence_length
-
-    def to_yaml(self) -> str:
-        """The resolved config; reading it back gives an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
 
 
 def describe(config: Config, world_size: int) -> str:

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 import torch
 
 from deberta_scale.config import Config, ConfigError
-from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.plan import Hardware, Plan, make_plan
 from deberta_scale.plan_text import duration, size
 from deberta_scale.train import checkpoint, distributed, offload_directory
@@ -30,6 +29,7 @@ from deberta_scale.train.initial_weights import InitialModel
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.loop import EXIT_DONE, Run
+from deberta_scale.train.pretraining import Pretraining
 
 LESS_MEMORY = (
     "try a smaller batch.micro_sequences, engine.activation_checkpointing=non_reentrant, engine.zero_stage=3,"
@@ -69,14 +69,12 @@ class RehearsedRun(Run):
 
     at_start = 0
 
-    def _open(self, split: str, launch: Launch) -> Any:
-        if split == "train":  # the ranks have just met, and nothing is written yet
-            distributed.on_main(lambda: claim(self.config.run_dir))
-        loader = super()._open(split, launch)
+    def _open(self, launch: Launch) -> None:
+        distributed.on_main(lambda: claim(self.config.run_dir))
+        super()._open(launch)
         with torch.device("meta"):
-            PretrainingModel(self.config.model)  # takes no memory itself; loads what building a model needs
+            self.objective.build_model()  # takes no memory itself; loads what building a model needs
         self.at_start = process_bytes("VmRSS")
-        return loader
 
     def _stop(self, reason: str) -> int:
         """Nothing is told: it is no stop from which another start goes on. Raises AgreedError for one that
@@ -124,7 +122,7 @@ def rehearse(config: Config, launch: Launch, open_initial: Callable[[Path], Init
         print(f"rehearsal in {short.run_dir}, which is removed afterwards; planned for each rank:", flush=True)
         print(_planned_line(plan, launch.local_world_size), flush=True)
     try:
-        run = RehearsedRun(short, launch, open_initial)
+        run = RehearsedRun(short, launch, Pretraining(short, open_initial))
         run.interrupt = StopAfter(run.interrupt, lambda: run.step >= STEPS)  # type: ignore[assignment]
         run.go()
         measured = _measure(run, short)

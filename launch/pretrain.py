@@ -40,9 +40,13 @@ def main() -> int:
     from deberta_scale.rehearsal import rehearse
     from deberta_scale.train import distributed, offload_directory
     from deberta_scale.train.loop import Run
+    from deberta_scale.train.pretraining import Pretraining
 
     try:
-        code = rehearse(config, launch, open_source) if arguments.rehearse else Run(config, launch, open_source).go()
+        if arguments.rehearse:
+            code = rehearse(config, launch, open_source)
+        else:
+            code = Run(config, launch, Pretraining(config, open_source)).go()
         distributed.barrier()  # launchers end all ranks when one leaves with a code, and rank 0 has the last word
     except ValueError as error:
         code = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from deberta_scale.config import Config, ConfigError
+from deberta_scale.config import ConfigError, RunConfig
 from deberta_scale.data.hashing import key_of
 from deberta_scale.durable import digest_of, digest_of_bytes, sync, write_durably
 from deberta_scale.train import distributed
@@ -106,7 +106,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
-def choose(config: Config) -> tuple[Path | None, list[str]]:
+def choose(config: RunConfig) -> tuple[Path | None, list[str]]:
     """Where a run starts from, as `resume` says, and what to tell people about it. On one rank; the others are told.
 
     Raises CheckpointError when `resume` names a checkpoint that is damaged, or one of the run's own.

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from deberta_scale.config import Config, ConfigError
+from deberta_scale.config import ConfigError, RunConfig
 from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train import allocator, distributed, offload_directory
 from deberta_scale.train.distributed import announce, open_control_group
@@ -59,7 +59,7 @@ def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torc
     return device
 
 
-def build_engine(config: Config, model: torch.nn.Module, launch: Launch, device: torch.device) -> Any:
+def build_engine(config: RunConfig, model: torch.nn.Module, launch: Launch, device: torch.device) -> Any:
     """Wrap `model`, on the meta device, in a DeepSpeed engine whose weights are still to be set.
 
     Raises ValueError on all ranks when the machine lacks what the config asks for.
@@ -115,7 +115,7 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def _prepare_machine(config: Config, launch: Launch, device: torch.device) -> None:
+def _prepare_machine(config: RunConfig, launch: Launch, device: torch.device) -> None:
     """Everything on this machine that building an engine relies on. Raises ConfigError."""
     engine = config.engine
     refuse_without_effect(engine, launch, device.type == "cuda")
@@ -128,7 +128,7 @@ def _prepare_machine(config: Config, launch: Launch, device: torch.device) -> No
         allocator.keep_freed_memory()
 
 
-def _build_extensions(config: Config, device: torch.device) -> None:
+def _build_extensions(config: RunConfig, device: torch.device) -> None:
     """Build the compiled parts this run needs, once per machine and environment."""
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
 

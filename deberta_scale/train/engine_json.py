@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deberta_scale.config import Config, ConfigError, EngineConfig
+from deberta_scale.config import ConfigError, EngineConfig, RunConfig
 from deberta_scale.train.buffers import SWAPPED_TENSORS, choose_buffers
 from deberta_scale.train.launch_environment import Launch
 
@@ -30,7 +30,7 @@ def refuse_without_effect(engine: EngineConfig, launch: Launch, on_gpu: bool) ->
         )
 
 
-def deepspeed_json(config: Config, world_size: int, on_gpu: bool) -> dict[str, Any]:
+def deepspeed_json(config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for this run."""
     engine, optimizer = config.engine, config.optimizer
     adam: dict[str, Any] = {
@@ -59,7 +59,7 @@ def deepspeed_json(config: Config, world_size: int, on_gpu: bool) -> dict[str, A
     return generated
 
 
-def _zero_json(config: Config, world_size: int, on_gpu: bool) -> dict[str, Any]:
+def _zero_json(config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
     engine, buffers = config.engine, choose_buffers(config.model, config.engine, world_size)
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,

@@ -2,63 +2,55 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deberta_scale.config import Config
-from deberta_scale.data.loader import MaskedLoader, StepData
-from deberta_scale.model.pretraining import PretrainingModel
+from deberta_scale.config import RunConfig
+from deberta_scale.data.loader import StepData
 from deberta_scale.train import checkpoint, distributed, run_directory, watchdog
 from deberta_scale.train import engine as engines
-from deberta_scale.train.announcement import epochs_in_words, start_lines
+from deberta_scale.train.announcement import epochs_in_words
 from deberta_scale.train.checkpoint_writer import KeepPolicy, SaveError, Saver
 from deberta_scale.train.distributed import AgreedError, Launch
 from deberta_scale.train.engine_json import deepspeed_json
 from deberta_scale.train.engine_update import weights_are_finite
-from deberta_scale.train.evaluation import EvaluationStopped, judge
+from deberta_scale.train.evaluation import EvaluationStopped
 from deberta_scale.train.guards import DivergedError, GoBack, Guards, NothingToPredictError, jump_after_resume
-from deberta_scale.train.initial_weights import InitialModel, initial_weights, set_weights
+from deberta_scale.train.initial_weights import set_weights
 from deberta_scale.train.interrupt import Interrupt
-from deberta_scale.train.metrics import (
-    RunLog,
-    Totals,
-    append_event,
-    measure_matmul_flops,
-    progress_line,
-)
+from deberta_scale.train.metrics import RunLog, Totals, append_event, measure_matmul_flops, progress_line
+from deberta_scale.train.objective import Objective
 from deberta_scale.train.schedule import learning_rate_factor
 from deberta_scale.train.speed import speed_of
-from deberta_scale.train.state import GuardState, TrainState, trajectory_of
-from deberta_scale.train.step import pretrain_step
+from deberta_scale.train.state import GuardState, TrainState
+from deberta_scale.train.step import train_step
 
 EXIT_DONE, EXIT_REQUEUE = 0, 75
 _ADVICE = "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or use engine.precision bf16 instead of fp16"
 
 
 class Run:
-    """One process's part of a pretraining run, from the config to the last checkpoint."""
+    """One process's part of a run, from the config to the last checkpoint."""
 
-    def __init__(
-        self, config: Config, launch: Launch, open_initial: Callable[[Path], InitialModel] | None = None
-    ) -> None:
-        """Build data, model and engine, and resume or, with `init_from`, take weights through `open_initial`.
+    def __init__(self, config: RunConfig, launch: Launch, objective: Objective) -> None:
+        """Build data, model and engine, and resume or begin with the objective's weights.
 
         Raises AgreedError when one of the ranks cannot start; the events tell why.
         """
-        self.config = config
+        self.config, self.objective = config, objective
         try:
-            self._start(launch, open_initial)
+            self._start(launch)
         except AgreedError as error:
             if launch.is_main:
                 with contextlib.suppress(OSError):  # a run directory that cannot be written may be the reason
                     append_event(config.run_dir, "refused", error=str(error))
             raise
 
-    def _start(self, launch: Launch, open_initial: Callable[[Path], InitialModel] | None) -> None:
-        config = self.config
+    def _start(self, launch: Launch) -> None:
+        config, objective = self.config, self.objective
         watchdog.start(launch.rank, launch.world_size, config.guards.hang_seconds, config.run_dir)
         watchdog.enter("start: joining the other ranks")
         device = engines.start_process_group(launch, 2 * config.guards.hang_seconds)
@@ -66,20 +58,18 @@ class Run:
         self.interrupt = Interrupt(config.run_dir / "STOP" if launch.is_main else None, config.train.max_hours)
         self.interrupt.listen()  # what is asked for during the start is done after the first step
         distributed.set_threads(launch)
-        self.training_data = distributed.together(lambda: self._open("train", launch))
-        self.held_out = distributed.together(lambda: self._open("validation", launch))
+        distributed.together(lambda: self._open(launch))
         watchdog.enter("start: choosing a checkpoint")
-        leftovers = distributed.on_main(lambda: run_directory.prepare(config))
+        leftovers = distributed.on_main(lambda: run_directory.prepare(config, objective.tokenizer))
         chosen, notes = distributed.on_main(lambda: checkpoint.choose(config))
         notes = leftovers + notes
 
         watchdog.enter("start: building the engine")
-        checkpointing = config.engine.activation_checkpointing == "non_reentrant"
         with torch.device("meta"):
-            model = PretrainingModel(config.model, checkpoint_activations=checkpointing)
+            model = objective.build_model()
         weights = None
         if chosen is None:
-            weights, told = distributed.together(lambda: initial_weights(config, model, open_initial))
+            weights, told = distributed.together(lambda: objective.initial_weights(model))
             notes += told
         self.engine = engines.build_engine(config, model, launch, device)
         if weights is not None:
@@ -90,8 +80,11 @@ class Run:
             watchdog.enter("start: reading the checkpoint")
             notes += self._resume(chosen)
 
-        engine_json = deepspeed_json(config, launch.world_size, device.type == "cuda")
-        distributed.on_main(lambda: run_directory.describe(config, launch, engine_json))
+        facts = {
+            "data": objective.facts_of_data(),
+            "deepspeed": deepspeed_json(config, launch.world_size, device.type == "cuda"),
+        }
+        distributed.on_main(lambda: run_directory.describe(config, launch, facts))
         self.totals = Totals(device)
         self.peak_flops = launch.world_size * measure_matmul_flops(device, engines.DTYPES[config.engine.precision])
         self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
@@ -102,20 +95,9 @@ class Run:
         self.resumed_from = chosen
         self._announce("start" if chosen is None else "resume", launch, notes)
 
-    def _open(self, split: str, launch: Launch) -> MaskedLoader:
-        loader = MaskedLoader(
-            self.config.data.split_dirs(split),
-            self.config.data,
-            seed=self.config.seed,
-            micro_sequences=self.config.batch.micro_sequences,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            model_vocab_size=self.config.model.vocab_size,
-            sequences_per_step=self.config.batch.sequences,
-        )
-        if split == "train":
-            loader.check_repetition(self.config.train.steps, self.config.batch.sequences)
-        return loader
+    def _open(self, launch: Launch) -> None:
+        """The data, when the ranks have just met and nothing is written yet."""
+        self.objective.open(launch)
 
     @property
     def _facts(self) -> dict[str, Any]:
@@ -124,8 +106,7 @@ class Run:
     def _resume(self, chosen: Path) -> list[str]:
         """Stand where the checkpoint was made. Returns how this run differs from the one that made it, for people."""
         state = distributed.together(lambda: TrainState.read(chosen / "state.json"))
-        data = self.training_data
-        distributed.together(lambda: state.check_continues(self.config, data.fingerprint, data.source_fingerprints))
+        distributed.together(lambda: self.objective.check_continues(state))
         notes = checkpoint.load(self.engine, chosen, self._facts, self.config.seed)
         self.step, self.guards = state.step, Guards(self.config.guards, state.guards)
         return notes
@@ -133,8 +114,7 @@ class Run:
     def _announce(self, what: str, launch: Launch, notes: list[str]) -> None:
         start = {"step": self.step, "ranks": launch.world_size, "steps": self.config.train.steps, "notes": notes}
         self.log.event(what, **start)
-        lines = start_lines(self.config, self.step, launch.world_size, self.training_data, self.held_out)
-        for line in [*notes, *lines]:
+        for line in [*notes, *self.objective.start_lines(self.step, launch.world_size)]:
             self.log.say(line)
         engine = self.config.engine
         self.log.say(
@@ -165,9 +145,8 @@ class Run:
 
     def _train_with_ways_back(self) -> str | None:
         """Train, going back to a checkpoint whenever the guards want it; returns why to stop, or None."""
-        sequences = self.config.batch.sequences
         while True:
-            with contextlib.closing(self.training_data.steps(self.step * sequences, sequences)) as steps:
+            with contextlib.closing(self.objective.steps(self.step)) as steps:
                 try:
                     return self._train(steps)
                 except GoBack as reason:
@@ -259,12 +238,9 @@ class Run:
             self.log.event("step passed over", step=number, samples=self._samples_of(number))
             return False
         try:
-            outcome = pretrain_step(self.engine, data, self.learning_rate, self.totals, self.guards.largest_norm)
-        except NothingToPredictError as error:
-            raise NothingToPredictError(
-                f"step {number}: {error}; look at the shards with data_prep/inspect_shards.py: its documents"
-                " hold nothing but unknown characters, or are too few"
-            ) from None
+            outcome = train_step(self.engine, data, self.learning_rate, self.totals, self.guards.largest_norm)
+        except NothingToPredictError:
+            raise NothingToPredictError(f"step {number}: {self.objective.without_targets}") from None
         self.step = number
         if outcome.skip is None:
             self.gradient_norm = outcome.norm
@@ -279,8 +255,8 @@ class Run:
         interval = self.totals.read()
         if not interval.predicted_tokens:
             return  # every step was skipped, which the events tell
-        speed = speed_of(self.config, interval, num_steps, time.perf_counter() - start, self.peak_flops)
-        samples_seen = self.step * self.config.batch.sequences
+        flops = num_steps * self.objective.flops_per_step
+        speed = speed_of(interval, num_steps, flops / self.peak_flops, time.perf_counter() - start)
         values = {
             "loss": interval.loss,
             "accuracy": interval.accuracy,
@@ -289,10 +265,10 @@ class Run:
             "skipped_steps": self.guards.state.num_skipped,
             "overflowed_steps": self.guards.state.num_overflowed,
             **speed,
-            "samples_seen": samples_seen,
+            "samples_seen": self.step * self.config.batch.sequences,
             "sample_digest": interval.digest,
         }
-        epochs = self.training_data.epochs_read(samples_seen)
+        epochs = self.objective.epochs_at(self.step)
         values |= {f"epochs/{name}" if name else "epochs": value for name, value in epochs.items()}
         self.log.scalars("train", self.step, values)
         remaining = (self.config.train.steps - self.step) * speed["seconds_per_step"]
@@ -316,13 +292,13 @@ class Run:
         try:
             if stop:
                 raise EvaluationStopped(stop)
-            values, line = judge(self.engine, self.held_out, self.config, self._agree)
+            judgement = self.objective.evaluate(self.engine, self.step, self._agree)
         except EvaluationStopped as reason:
             self.log.event("evaluation cut short", step=self.step, reason=str(reason))
             self.log.say(f"evaluation at step {self.step} cut short ({reason}); the next start makes up for it")
             return str(reason)
-        self.log.scalars("evaluation", self.step, values)
-        self.log.say(f"held out at step {self.step}: {line}")
+        self.log.scalars("evaluation", self.step, judgement.values)
+        self.log.say(f"held out at step {self.step}: {judgement.line}")
         return None
 
     def _save(self) -> None:
@@ -332,14 +308,7 @@ class Run:
         watchdog.enter("save")
         if not weights_are_finite(self.engine):
             raise GoBack("weights are not finite, and are not saved")
-        state = TrainState(
-            step=self.step,
-            data_fingerprint=self.training_data.fingerprint,
-            source_fingerprints=self.training_data.source_fingerprints,
-            trajectory=trajectory_of(self.config),
-            guards=self.guards.state,
-        )
-        self.saver.begin(self.engine, state)
+        self.saver.begin(self.engine, self.objective.state_after(self.step, self.guards.state))
 
     def _stop(self, reason: str) -> int:
         self.interrupt.consume()

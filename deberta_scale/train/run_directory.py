@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deberta_scale.config import Config, ConfigError
+from deberta_scale.config import ConfigError, RunConfig
 from deberta_scale.durable import write_durably
 from deberta_scale.train.checkpoint import complete_checkpoints, sweep_unfinished
 from deberta_scale.train.distributed import Launch
@@ -19,9 +19,9 @@ from deberta_scale.train.metrics import append_event
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")
 
 
-def prepare(config: Config) -> list[str]:
-    """Make or reopen the run directory, with the tokenizer; no half-written checkpoint stays. Returns what to tell: the
-    half-written ones that could not be removed.
+def prepare(config: RunConfig, tokenizer: Path) -> list[str]:
+    """Make or reopen the run directory, with `tokenizer` in it; no half-written checkpoint stays. Returns what to tell:
+    the half-written ones that could not be removed.
 
     Raises ConfigError when `resume: never` meets a directory that holds a run, or when it cannot be written.
     """
@@ -37,22 +37,18 @@ def prepare(config: Config) -> list[str]:
             half_written.unlink()
         append_event(run_dir, "starting")  # until there is an event of the start itself, nobody else can tell of it
         sweep_unfinished(run_dir, notes.append)
-        _copy_tokenizer(config.data.tokenizer_dir, run_dir / "tokenizer")
+        _copy_tokenizer(tokenizer, run_dir / "tokenizer")
     except OSError as error:
         raise ConfigError(f"run_dir {run_dir} cannot be used: {error}") from error
     return notes
 
 
-def describe(config: Config, launch: Launch, engine: dict[str, Any]) -> None:
-    """Write down how this start runs, now that nothing refuses it: the resolved config, the environment, what the
-    preparation of the data left out, and the `engine`'s configuration as DeepSpeed reads it. Raises OSError."""
+def describe(config: RunConfig, launch: Launch, facts: dict[str, dict[str, Any]]) -> None:
+    """Write down how this start runs, now that nothing refuses it: the resolved config, the environment, and `facts` by
+    the names of their files. Raises OSError."""
     write_durably(config.run_dir / "config.yaml", config.to_yaml())
-    for name, facts in {
-        "environment": _environment(launch),
-        "data": _preparations(config),
-        "deepspeed": engine,
-    }.items():
-        write_durably(config.run_dir / f"{name}.json", json.dumps(facts, indent=2) + "\n")
+    for name, content in {"environment": _environment(launch), **facts}.items():
+        write_durably(config.run_dir / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
 
 def _copy_tokenizer(source: Path, destination: Path) -> None:
@@ -62,20 +58,6 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     partial.rename(destination)
-
-
-def _preparations(config: Config) -> dict[str, object]:
-    """By source of a mixture (the only one has no name), what `preparation.json` beside the shards tells but its plan;
-    of shards without such a file, which training does not need, nothing."""
-    names = [""] if config.data.mixture is None else list(config.data.mixture.sources)
-    found: dict[str, object] = {}
-    for name, directory in zip(names, config.data.directories.values(), strict=True):
-        try:
-            facts = json.loads((directory / "preparation.json").read_text(encoding="utf-8"))
-            found[name] = {key: value for key, value in facts.items() if key != "plan"}
-        except (OSError, ValueError, AttributeError):
-            continue
-    return found
 
 
 def _environment(launch: Launch) -> dict[str, object]:

@@ -11,18 +11,18 @@ from deberta_scale.train.guards import LossCheck, NothingToPredictError, StepOut
 from deberta_scale.train.metrics import Totals
 
 
-def pretrain_step(
+def train_step(
     engine: Any, data: StepData, learning_rate: float, totals: Totals, largest_norm: float = math.inf
 ) -> StepOutcome:
     """One optimizer step on this rank's micro-batches, together with all other ranks.
 
-    The loss is the mean over the predicted tokens of all ranks and micro-batches: sums travel, the division happens
-    once. All ranks skip the update when the loss of one of them is not finite, or when the gradient is not, or its norm
-    is above `largest_norm`. Raises NothingToPredictError on all ranks when none has a token to predict.
+    The loss is the mean over the targets of all ranks and micro-batches: sums travel, the division happens once. All
+    ranks skip the update when the loss of one of them is not finite, or when the gradient is not, or its norm is above
+    `largest_norm`. Raises NothingToPredictError on all ranks when there is no target.
     """
     (predicted_in_step,) = distributed.sum_over_ranks([data.predicted_tokens])
     if not predicted_in_step:
-        raise NothingToPredictError("no row of this step has a token that may be masked")
+        raise NothingToPredictError("no row of this step has anything to predict")
     scale = engine.world_size / predicted_in_step  # DeepSpeed averages gradients over ranks
     engines.set_learning_rate(engine, learning_rate)
     in_step = Totals(engine.device)

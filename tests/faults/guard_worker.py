@@ -25,6 +25,7 @@ from deberta_scale.train.engine_vectors import vectors_of
 from deberta_scale.train.guards import Guards
 from deberta_scale.train.launch_environment import read_launch
 from deberta_scale.train.loop import Run
+from deberta_scale.train.pretraining import Pretraining
 
 FORWARD = PretrainingModel.forward
 
@@ -90,7 +91,7 @@ def train(
     run_dir = directory / f"run-{number}"
     config = load(config_path, [f"run_dir={run_dir}", *training["options"]])
     launch = read_launch(os.environ)
-    run = Run(config, launch)
+    run = Run(config, launch, Pretraining(config))
     norms: list[float] = []
     original = Guards.note
 

@@ -21,12 +21,13 @@ from deberta_scale.train import distributed
 from deberta_scale.train.launch_environment import Launch, read_launch
 from deberta_scale.train.loop import Run
 from deberta_scale.train.metrics import Totals
-from deberta_scale.train.step import pretrain_step
+from deberta_scale.train.pretraining import Pretraining
+from deberta_scale.train.step import train_step
 
 
 def losses(config: Config, launch: Launch) -> list[float]:
     """Train to the end; the loss of every step (the config logs each)."""
-    Run(config, launch).go()
+    Run(config, launch, Pretraining(config)).go()
     lines = (config.run_dir / "log.jsonl").read_text().splitlines() if launch.is_main else []
     return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
 
@@ -55,18 +56,18 @@ class RecordingEngine:
 
 def gradient(config: Config, launch: Launch) -> dict[str, Any]:
     """The whole gradient of the first step, and how many tokens each rank predicts in it."""
-    run = Run(config, launch)
-    data = run.training_data.step(0, config.batch.sequences)
+    run = Run(config, launch, Pretraining(config))
+    data = run.objective.training_data.step(0, config.batch.sequences)
     recording = RecordingEngine(run.engine)
-    pretrain_step(recording, data, 1e-3, Totals(run.engine.device))
+    train_step(recording, data, 1e-3, Totals(run.engine.device))
     counts = [batch.predict_ids.numel() for batch in data.micro_batches]
     return {"gradient": recording.gradient, "predicted": distributed.gather_objects(counts)}
 
 
 def without_predictions(config: Config, launch: Launch) -> dict[str, Any]:
     """A step in which rank 0 has nothing to predict, then one in which nobody has: losses, and the error."""
-    run = Run(config, launch)
-    data = run.training_data.step(0, config.batch.sequences)
+    run = Run(config, launch, Pretraining(config))
+    data = run.objective.training_data.step(0, config.batch.sequences)
     nothing = StepData([empty_like(batch) for batch in data.micro_batches], 0, 0, 0)
     run._guarded_step(nothing if launch.is_main else data)
     after_one = [bool(p.isfinite().all()) for p in run.engine.module.parameters()]
