@@ -5,7 +5,7 @@ Files with another schema, such as data descriptions, are read in the same way: 
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -21,19 +21,29 @@ Location = tuple[int | str, ...]
 """Keys, and numbers of items, from the outermost section to a value."""
 
 
-def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, apply `key.sub=value` overrides in turn, validate. Where `data.mixture` is the path of a file,
-    the file's content takes its place.
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a pretraining run: `load_as`, and where `data.mixture` is the path of a file, the file's content
+    takes its place."""
+    return load_as(Config, Path(path), overrides, _open_mixture)
+
+
+def load_as(
+    schema: type[Schema],
+    path: Path,
+    overrides: Sequence[str] = (),
+    complete: Callable[[dict[str, Any]], None] = lambda tree: None,
+) -> Schema:
+    """Read a YAML file, apply `key.sub=value` overrides in turn, validate. `complete` may change what was read, and
+    again after each override.
 
     Raises ConfigError listing every problem, each with its key and, for unknown keys, the nearest known one.
     """
-    path = Path(path)
-    tree = read_tree(path, Config)
-    _open_mixture(tree)
+    tree = read_tree(path, schema)
+    complete(tree)
     for override in overrides:
         _apply_override(tree, override)
-        _open_mixture(tree)
-    return validate(Config, tree, path)
+        complete(tree)
+    return validate(schema, tree, path)
 
 
 def read_tree(path: Path, schema: type[BaseModel]) -> dict[str, Any]:

@@ -178,13 +178,13 @@ def prune(
     published: Path,
     keep_last: int,
     keep_every_steps: int | None,
-    in_use: Path | None,
+    also: Collection[Path],
     report: Callable[[str], None],
 ) -> list[Path]:
     """Remove superseded checkpoints and leftovers, and return what was removed. While no save is being written.
 
-    Kept are the newest `keep_last` up to `published`, those of a multiple of `keep_every_steps` steps, the one
-    `in_use`, and newer ones than `published` (damaged ones, which the run went back behind and will replace). `report`
+    Kept are the newest `keep_last` up to `published`, those of a multiple of `keep_every_steps` steps, those in
+    `also`, and newer ones than `published` (damaged ones, which the run went back behind and will replace). `report`
     is told of what could not be removed; the next call tries again.
     """
     candidates = [path for path in complete_checkpoints(run_dir) if path.name <= published.name]
@@ -192,7 +192,7 @@ def prune(
         path
         for path in candidates[keep_last:]
         if not (keep_every_steps and step_of(path) % keep_every_steps == 0)
-        and not (in_use is not None and path.resolve() == in_use.resolve())
+        and path.resolve() not in {kept.resolve() for kept in also}
     ]
     return _remove_all([*superseded, *_unfinished(run_dir)], report)
 

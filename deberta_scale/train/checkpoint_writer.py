@@ -51,6 +51,7 @@ class KeepPolicy:
 
     last: int
     every_steps: int | None = None
+    best: Path | None = None
     in_use: Path | None = None
     """The one this run went on from; see `Saver.go_on_from`."""
 
@@ -110,6 +111,10 @@ class Saver:
         """The run stands where this checkpoint was made, and comes by later steps once more. Between saves."""
         self._keep, self._newest = replace(self._keep, in_use=checkpoint), checkpoint
         self._published_step = None
+
+    def keep_best(self, checkpoint: Path) -> None:
+        """Keep this one, which may still be written, until another is the best."""
+        self._keep = replace(self._keep, best=checkpoint)
 
     def has(self, step: int) -> bool:
         """Whether this saver has published the state after `step`, or is writing it."""
@@ -208,7 +213,8 @@ class Saver:
         seconds = time.perf_counter() - save.started
         keep = self._keep
         try:
-            prune(self._run_dir, final, keep.last, keep.every_steps, keep.in_use, save.notes.append)
+            also = [path for path in (keep.best, keep.in_use) if path is not None]
+            prune(self._run_dir, final, keep.last, keep.every_steps, also, save.notes.append)
         except OSError as error:  # no failure of the save, which is published
             save.notes.append(f"could not look for superseded checkpoints: {error}; the next save tries again")
         return seconds

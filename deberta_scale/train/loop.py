@@ -89,6 +89,7 @@ class Run:
         self.peak_flops = launch.world_size * measure_matmul_flops(device, engines.DTYPES[config.engine.precision])
         self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
         self.gradient_norm: float | None = None
+        self.ended = objective.ended(self.step)
         keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, in_use=chosen)
         facts = {**self._facts, "resume": config.resume}
         self.saver = Saver(config.run_dir, facts, keep, self.log, launch.local_world_size)
@@ -139,7 +140,7 @@ class Run:
                 raise
             if stop:
                 return self._stop(stop)
-            self.log.event("finished", step=self.step)
+            self.log.event("finished", step=self.step, early=self.ended)
             self.log.say(f"finished at step {self.step}: {checkpoint.checkpoint_dir(self.config.run_dir, self.step)}")
         return EXIT_DONE
 
@@ -191,7 +192,7 @@ class Run:
         train = self.config.train
         interval_start, interval_steps = time.perf_counter(), 0
         stop = None
-        while self.step < train.steps and not stop:
+        while self.step < train.steps and not stop and not self.ended:
             watchdog.enter("data", self.step + 1)
             interval_steps += self._guarded_step(next(data))
             watchdog.enter("agreement")
@@ -212,7 +213,7 @@ class Run:
             self._save()
         if self._evaluation_is_due():
             stop = self._evaluate(stop)
-        if last or stop:
+        if last or stop or self.ended:
             self._save()
             self.saver.finish()
         return stop
@@ -299,6 +300,9 @@ class Run:
             return str(reason)
         self.log.scalars("evaluation", self.step, judgement.values)
         self.log.say(f"held out at step {self.step}: {judgement.line}")
+        if judgement.is_best:
+            self.saver.keep_best(checkpoint.checkpoint_dir(self.config.run_dir, self.step))
+        self.ended = self.objective.ended(self.step)
         return None
 
     def _save(self) -> None:

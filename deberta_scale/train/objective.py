@@ -21,6 +21,8 @@ class Judgement:
     """For the log."""
     line: str
     """The same for people."""
+    is_best: bool = False
+    """Better than all before: the checkpoint of this step stays."""
 
 
 class Objective(Protocol):
@@ -58,6 +60,9 @@ class Objective(Protocol):
 
     def epochs_at(self, step: int) -> dict[str, float]:
         """How often each source of the data was read after `step` steps; the only one's name is empty."""
+
+    def ended(self, step: int) -> str | None:
+        """Why a run that stands here need not go on, if so: at its start, and after each evaluation."""
 
     def facts_of_data(self) -> dict[str, Any]:
         """What to keep in the run directory of how the data was made."""

@@ -80,6 +80,9 @@ class Pretraining:
     def epochs_at(self, step: int) -> dict[str, float]:
         return self.training_data.epochs_read(step * self.config.batch.sequences)
 
+    def ended(self, step: int) -> None:
+        """All steps are made."""
+
     def facts_of_data(self) -> dict[str, Any]:
         """By source of a mixture (the only one has no name), what `preparation.json` beside the shards tells but its
         plan; of shards without such a file, which training does not need, nothing."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ class TrainState:
         values = json.loads(path.read_text())
         return TrainState(**values | {"guards": GuardState(**values.get("guards", {}))})
 
+    def differences(self, wanted: dict[str, object], keys: Iterable[str]) -> list[str]:
+        """A line for each of `keys` that has another value in this trajectory than in `wanted`."""
+        return [
+            f"  {key}: the checkpoint has {self.trajectory.get(key)!r}, the config {wanted.get(key)!r}"
+            for key in keys
+            if self.trajectory.get(key) != wanted.get(key)
+        ]
+
     def check_continues(
         self, config: Config, data_fingerprint: str, source_fingerprints: dict[str, str] | None = None
     ) -> None:
@@ -73,11 +82,7 @@ class TrainState:
         wanted = trajectory_of(config)
         # Sources and phases that are gone are found by what the checkpoint says of them.
         keys = [*wanted, *(key for key in self.trajectory if key.startswith("data.mixture.") and key not in wanted)]
-        differences = [
-            f"  {key}: the checkpoint has {self.trajectory.get(key)!r}, the config {wanted.get(key)!r}"
-            for key in keys
-            if self.trajectory.get(key) != wanted.get(key)
-        ]
+        differences = self.differences(wanted, keys)
         for name, fingerprint in (source_fingerprints or {}).items():
             saved = self.source_fingerprints.get(name, fingerprint)
             if saved != fingerprint:

@@ -153,7 +153,7 @@ def test_only_what_all_ranks_wrote_is_published(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_every_nth_and_the_one_in_use(tmp_path: Path) -> None:
     """R20."""
     paths = {step: make_checkpoint(tmp_path, step) for step in (1, 2, 3, 4, 5, 6, 7, 9)}
-    removed = prune(tmp_path, paths[7], keep_last=2, keep_every_steps=4, in_use=paths[1], report=print)
+    removed = prune(tmp_path, paths[7], keep_last=2, keep_every_steps=4, also=[paths[1]], report=print)
     assert removed == [paths[5], paths[3], paths[2]]
     assert all(verify(paths[step]) for step in (1, 4, 6, 7, 9)), "9 is newer than the one just published"
 
@@ -170,11 +170,11 @@ def test_prune_survives_a_failed_delete_and_tries_again(tmp_path: Path, monkeypa
 
     notes: list[str] = []
     monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
-    assert prune(tmp_path, paths[2], 1, None, None, notes.append) == [paths[0]]
+    assert prune(tmp_path, paths[2], 1, None, [], notes.append) == [paths[0]]
     assert len(notes) == 1 and str(paths[1]) in notes[0] and "busy" in notes[0]
     assert newest_complete(tmp_path) == paths[2]
     monkeypatch.undo()
-    assert prune(tmp_path, paths[2], 1, None, None, notes.append) == [paths[1]]
+    assert prune(tmp_path, paths[2], 1, None, [], notes.append) == [paths[1]]
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
