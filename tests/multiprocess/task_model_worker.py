@@ -1,0 +1,79 @@
+"""Run by test_task_model_zero.py in every rank: evaluate, train and evaluate models of tasks in real engines.
+
+Usage: task_model_worker.py HEAD RESULT CONFIG -- [key=value ...] -- ... Each `--` group is one engine; rank 0 writes as
+JSON the logits and the loss before and after a few steps with SiFT, and the norm of each step's gradient. The random
+numbers of a micro-batch begin by its number, so that ranks see what a single process sees.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deberta_scale.config import Config
+from deberta_scale.config_file import load
+from deberta_scale.config_sift import SiftConfig
+from deberta_scale.finetune.inference import predict
+from deberta_scale.finetune.loader import FineTuningLoader
+from deberta_scale.finetune.model import TaskModel
+from deberta_scale.finetune.tasks import Head
+from deberta_scale.model.initial import InitialWeights
+from deberta_scale.train import distributed
+from deberta_scale.train import engine as engines
+from deberta_scale.train.engine_update import update
+from deberta_scale.train.initial_weights import set_weights
+from deberta_scale.train.launch_environment import Launch, read_launch
+from tests.task_rows import OF_HEAD, random_rows
+
+SIFT = SiftConfig(weight=2.0, initial_noise=0.1, step_size=0.2)
+
+
+def run(head: Head, config: Config, launch: Launch, device: torch.device) -> dict[str, Any]:
+    config.run_dir.mkdir()
+    loader = FineTuningLoader(
+        random_rows(head), config.seed, config.batch.micro_sequences, launch.rank, launch.world_size
+    )
+    with torch.device("meta"):
+        model = TaskModel(OF_HEAD[head], config.model, sift=SIFT)
+    weights = InitialWeights(model, config.model.initializer_range, config.seed)
+    engine = engines.build_engine(config, model, launch, device)
+    set_weights(engine, weights)
+    before = predict(engine, loader)
+    steps = zip(range(config.train.steps), loader.steps(0, config.batch.sequences), strict=False)
+    norms = [step(engine, number, data, launch) for number, data in steps]
+    after = predict(engine, loader)
+    logits = [row.tolist() for outputs in (before, after) for row in outputs.logits]
+    return {"logits": logits, "losses": [before.loss, after.loss], "norms": norms}
+
+
+def step(engine: Any, number: int, data: Any, launch: Launch) -> float:
+    (targets,) = distributed.sum_over_ranks([data.predicted_tokens])
+    counted = 0
+    for micro_batch, batch in enumerate(data.micro_batches):
+        torch.manual_seed(1000 * number + micro_batch * launch.world_size + launch.rank)
+        loss_sum, in_batch, _ = engine(batch.to(engine.device))
+        counted += int(in_batch)
+        engine.backward(loss_sum * launch.world_size / targets, scale_wrt_gas=False)
+        if micro_batch < len(data.micro_batches) - 1:
+            engine.step()
+    assert counted == data.predicted_tokens
+    return float(update(engine, float("inf")).norm)
+
+
+def main() -> None:
+    head, result, config_path, *rest = sys.argv[1:]
+    launch = read_launch(os.environ)
+    device = engines.start_process_group(launch)
+    results = []
+    for number, group in enumerate(" ".join(rest).split("-- ")[1:]):
+        run_dir = f"run_dir={Path(result).with_suffix('')}-{launch.rank}-{number}"
+        results.append(run(head, load(config_path, [run_dir, *group.split()]), launch, device))  # type: ignore[arg-type]
+    if launch.is_main:
+        Path(result).write_text(json.dumps(results))
+    distributed.end_process(0)
+
+
+main()
