@@ -45,6 +45,7 @@ class FineTuningLoader:
         if not rows:
             raise ValueError("the split has no rows to read; give files with examples")
         self.is_labelled = all(row.target is not None for row in rows)
+        """Whether all rows have a target: what is trained on must."""
         self.rows = list(rows) if self.is_labelled else [replace(row, target=None) for row in rows]
         self._seed, self._micro_sequences, self._rank, self._world_size = seed, micro_sequences, rank, world_size
 
@@ -70,7 +71,7 @@ class FineTuningLoader:
     def step(self, first_sample: int, sequences: int) -> StepData:
         """This rank's part of the samples first_sample .. first_sample + sequences - 1 of the run, which is made of
         epochs; each has its own order and reads every row once."""
-        assert self.is_labelled, "only splits whose rows all have a target are trained on"
+        assert self.is_labelled, "readers refuse a training split without labels"
         per_pass = self._micro_sequences * self._world_size
         assert sequences % per_pass == 0, "BatchConfig.accumulation_steps has checked it"
         micro_batches: list[Any] = []

@@ -70,7 +70,8 @@ class TaskModel(nn.Module):
         token of a span. What is padding can be neither choice nor end of a span."""
         outputs = self.model(batch.token_ids, batch.segment_ids)
         if self.head == "choice":
-            return outputs.masked_fill(~_choices(batch), torch.finfo(outputs.dtype).min)
+            exists = (batch.segment_ids > 0).any(-1)
+            return outputs.masked_fill(~exists, torch.finfo(outputs.dtype).min)
         return torch.stack(outputs, dim=1) if self.head == "span" else outputs
 
     @contextlib.contextmanager
@@ -95,12 +96,10 @@ class TaskModel(nn.Module):
         return logits.unbind(1) if self.head == "span" else logits
 
     def _compared(self, batch: TaskBatch) -> torch.Tensor | None:
-        """`counted` of SiFT."""
+        """`counted` of SiFT: the tokens that have a label, the places that may be an end of a span."""
         if self.head == "tokens":
             assert batch.targets is not None
             return batch.targets != IGNORED
-        if self.head == "choice":
-            return _choices(batch)
         return batch.segment_ids > 0 if self.head == "span" else None
 
     def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,8 +129,3 @@ def _model_of(
     if task.head == "tokens":
         return TokenModel(config, len(task.labels.names), dropout, checkpoint_activations)
     return SequenceModel(config, max(1, len(task.labels.names)), dropout, checkpoint_activations)
-
-
-def _choices(batch: TaskBatch) -> torch.Tensor:
-    """[B, C]: which choices exist."""
-    return (batch.segment_ids > 0).any(-1)
