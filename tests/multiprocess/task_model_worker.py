@@ -1,8 +1,8 @@
 """Run by test_task_model_zero.py in every rank: evaluate, train and evaluate models of tasks in real engines.
 
 Usage: task_model_worker.py HEAD RESULT CONFIG -- [key=value ...] -- ... Each `--` group is one engine; rank 0 writes as
-JSON the logits and the loss before and after a few steps with SiFT, and the norm of each step's gradient. The random
-numbers of a micro-batch begin by its number, so that ranks see what a single process sees.
+JSON the logits before a few steps with SiFT, the loss before and after them, and the norm of each step's gradient. The
+random numbers of a micro-batch begin by its number, so that ranks see what a single process sees.
 """
 
 import json
@@ -45,8 +45,7 @@ def run(head: Head, config: Config, launch: Launch, device: torch.device) -> dic
     steps = zip(range(config.train.steps), loader.steps(0, config.batch.sequences), strict=False)
     norms = [step(engine, number, data, launch) for number, data in steps]
     after = predict(engine, loader)
-    logits = [row.tolist() for outputs in (before, after) for row in outputs.logits]
-    return {"logits": logits, "losses": [before.loss, after.loss], "norms": norms}
+    return {"logits": [row.tolist() for row in before.logits], "losses": [before.loss, after.loss], "norms": norms}
 
 
 def step(engine: Any, number: int, data: Any, launch: Launch) -> float:
