@@ -41,6 +41,7 @@ ALLOWED = {
         "data.tokenizer",
         "data.tokenizer_byte_pair",
         "data.tokenizer_pieces",
+        "finetune.tasks",
         "model",
         "train.checkpoint",
         "train.fragments",

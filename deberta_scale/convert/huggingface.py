@@ -12,9 +12,9 @@ from typing import Any
 
 from deberta_scale.convert.hub_config import CONFIG_FILE, hub_config
 from deberta_scale.convert.model_card import CARD_FILE, model_card
-from deberta_scale.convert.source import ConversionError, Source
+from deberta_scale.convert.source import Source
 from deberta_scale.convert.stored import SAFETENSORS_FILE, write_safetensors
-from deberta_scale.convert.tokenizer_files import tokenizer_files
+from deberta_scale.convert.tokenizer_files import fitting_tokenizer, tokenizer_files
 from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.durable import published_directory, refuse_used
 
@@ -64,13 +64,7 @@ def load_tokenizer(source: Source) -> Tokenizer | None:
     model's."""
     if source.tokenizer is None:
         return None
-    tokenizer = Tokenizer.load(source.tokenizer)
-    if tokenizer.vocabulary_size > source.config.vocab_size:
-        raise ConversionError(
-            f"{source.tokenizer} has {tokenizer.vocabulary_size} ids, the model {source.config.vocab_size} rows: the"
-            " model was not trained with this tokenizer"
-        )
-    return tokenizer
+    return fitting_tokenizer(source.tokenizer, source.config)
 
 
 def _notes(source: Source) -> list[str]:

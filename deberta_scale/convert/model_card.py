@@ -2,15 +2,14 @@
 what no file tells is not in the card."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from deberta_scale.config import Config
+from deberta_scale.config import Config, ModelConfig
 from deberta_scale.config_file import load
-from deberta_scale.convert.source import Source
+from deberta_scale.convert.source import Source, Weights
 from deberta_scale.data.tokenizer import MASK_PIECE
 
 CARD_FILE = "README.md"
@@ -23,20 +22,26 @@ def model_card(source: Source, tokenizer_kind: str | None, notes: tuple[str, ...
     as they are. Raises ConfigError when the source is of a run and its config.yaml cannot be read.
     """
     parts = [
-        "---\n" + yaml.safe_dump(_front_matter(source), sort_keys=False) + "---",
         f"# {_title(source)}",
         _description(source),
         "\n".join(f"- Note: {note.rstrip('.')}." for note in notes),
         _usage(source, tokenizer_kind),
         _training(source),
-        _differences(source, tokenizer_kind),
-        _LICENCE,
+        differences([*_mask_points(source), *text_points(source.config, tokenizer_kind)]),
+        LICENCE,
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(_front_matter(source), parts)
+
+
+def joined(front_matter: dict[str, Any], parts: list[str]) -> str:
+    """The YAML head and the parts of a card that are not empty, as one text."""
+    head = "---\n" + yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True) + "---"
+    return "\n\n".join(part for part in (head, *parts) if part) + "\n"
 
 
 _SPACE_SIGNS = {"sentencepiece": "▁", "byte_pair": "Ġ"}
-_LICENCE = """## Licence
+TAGS = ["deberta", "deberta-v2", "deberta-scale"]
+LICENCE = """## Licence
 
 Not stated yet (`license: unknown` at the top of this file). Whoever publishes the weights names their licence there;
 the identifiers are listed at <https://huggingface.co/docs/hub/repositories-licenses>. Code that lies in this directory
@@ -49,7 +54,7 @@ def _front_matter(source: Source) -> dict[str, Any]:
         head["pipeline_tag"] = "feature-extraction"
     else:
         head |= {"pipeline_tag": "fill-mask", "mask_token": MASK_PIECE}
-    return head | {"tags": ["deberta", "deberta-v2", "deberta-scale"]}
+    return head | {"tags": TAGS}
 
 
 def _title(source: Source) -> str:
@@ -59,14 +64,19 @@ def _title(source: Source) -> str:
 
 def _description(source: Source) -> str:
     model = source.config
-    parameters = sum(math.prod(shape) for shape in source.weights.shapes.values())
     kind = "A BERT-like baseline to compare DeBERTa with" if model.baseline else "A DeBERTa"
     decoder = "" if model.baseline or source.missing() else ", with its enhanced mask decoder"
     return (
-        f"{kind}{decoder}: {model.num_hidden_layers} layers of {model.hidden_size}, {model.num_attention_heads} heads,"
-        f" {model.vocab_size:,} vocabulary rows, texts of up to {model.max_position_embeddings} tokens;"
-        f" {parameters:,} parameters in fp32.\n"
+        f"{kind}{decoder}: {size_in_words(model, source.weights)}.\n"
         f"Written by deberta-scale from: {source.kind} `{source.path.resolve().name}`."
+    )
+
+
+def size_in_words(model: ModelConfig, weights: Weights) -> str:
+    return (
+        f"{model.num_hidden_layers} layers of {model.hidden_size}, {model.num_attention_heads} heads,"
+        f" {model.vocab_size:,} vocabulary rows, texts of up to {model.max_position_embeddings} tokens;"
+        f" {weights.num_parameters:,} parameters in fp32"
     )
 
 
@@ -105,21 +115,25 @@ def _usage(source: Source, tokenizer_kind: str | None) -> str:
     return "\n\n".join(text)
 
 
-def _differences(source: Source, tokenizer_kind: str | None) -> str:
-    model = source.config
+def _mask_points(source: Source) -> list[str]:
+    if source.config.baseline or source.missing():
+        return []
+    return [
+        "**Stock masked language modelling is not this model.** `AutoModelForMaskedLM` without `trust_remote_code`"
+        " is the stock class: it leaves out the mask decoder (absolute positions added to the queries, the last"
+        " layer run twice), so its answers are not those the model was trained to give."
+    ]
+
+
+def text_points(model: ModelConfig, tokenizer_kind: str | None) -> list[str]:
+    """How texts are cut and read otherwise than elsewhere, whatever stands on the encoder."""
     points = []
-    if not model.baseline and not source.missing():
-        points.append(
-            "**Stock masked language modelling is not this model.** `AutoModelForMaskedLM` without `trust_remote_code`"
-            " is the stock class: it leaves out the mask decoder (absolute positions added to the queries, the last"
-            " layer run twice), so its answers are not those the model was trained to give."
-        )
     if model.relative_attention and model.position_buckets:
         furthest = model.max_relative_positions
         points.append(
             f"**Texts of more than {furthest} tokens.** The official code clamps distances to ±{furthest - 1}; stock"
             f" `transformers` does not, and a distance of {furthest} or more to a token further on reads a row of the"
-            " relative table that was never trained. `modeling_deberta_scale.py` clamps."
+            " relative table that was never trained. Code of deberta-scale clamps."
         )
     points.append(
         "**Padding.** What comes out at padding means nothing, and is not what the official code gives there."
@@ -139,6 +153,10 @@ def _differences(source: Source, tokenizer_kind: str | None) -> str:
             " 78,731 paragraphs differed (16 equal scores), and 9 documents when each was cut as one text (8 for"
             " digits, 1 equal score); `launch/compare_tokenizers.py` counts them for this one."
         )
+    return points
+
+
+def differences(points: list[str]) -> str:
     return "## What differs from elsewhere\n\n" + "\n".join(f"- {point}" for point in points)
 
 

@@ -16,6 +16,7 @@ from deberta_scale.convert.hub_config import RELATIVE_KEYS
 from deberta_scale.convert.names import by_official_name
 from deberta_scale.convert.source import ConversionError, Source
 from deberta_scale.convert.stored import SAFETENSORS_FILE, open_stored, write_safetensors
+from deberta_scale.convert.tokenizer_files import fitting_tokenizer
 from deberta_scale.data.tokenizer import MODEL_FILE, Tokenizer, TokenizerError
 from deberta_scale.durable import published_directory, refuse_used
 
@@ -100,10 +101,4 @@ def tokenizer_files(source: Source) -> dict[str, bytes]:
     """
     if source.tokenizer is None:
         return {}
-    tokenizer = Tokenizer.load(source.tokenizer)
-    if tokenizer.vocabulary_size > source.config.vocab_size:
-        raise ConversionError(
-            f"{source.tokenizer} has {tokenizer.vocabulary_size} ids, the model {source.config.vocab_size} rows: the"
-            " model was not trained with this tokenizer"
-        )
-    return tokenizer.files()
+    return fitting_tokenizer(source.tokenizer, source.config).files()

@@ -2,8 +2,10 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
+from deberta_scale.config import ModelConfig
 from deberta_scale.convert.source import ConversionError
 from deberta_scale.data.tokenizer import (
     CLS_ID,
@@ -20,6 +22,18 @@ from deberta_scale.data.tokenizer_byte_pair import BytePairs
 FAST_FILE = "tokenizer.json"
 OFFICIAL_FILE = "bpe_encoder.bin"
 _FULLWIDTH_TILDE, _NONCHARACTER = "\uff5e", "\ufdd0"
+
+
+def fitting_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer in a directory. Raises TokenizerError for one that cannot be used, ConversionError for another
+    model's."""
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocabulary_size > config.vocab_size:
+        raise ConversionError(
+            f"{directory} has {tokenizer.vocabulary_size} ids, the model {config.vocab_size} rows: the model was not"
+            " trained with this tokenizer"
+        )
+    return tokenizer
 
 
 def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
