@@ -41,12 +41,14 @@ ALLOWED = {
         "data.tokenizer",
         "data.tokenizer_byte_pair",
         "data.tokenizer_pieces",
+        "finetune.readers",
         "finetune.tasks",
         "model",
         "train.checkpoint",
         "train.fragments",
         "convert",
     },
+    "evaluation": {"config", "data.tokenizer", "model", "finetune", "convert", "evaluation"},
 }
 """What each room may import of the package: whole rooms, or single modules."""
 

@@ -25,6 +25,7 @@ from deberta_scale.convert.model_card import CARD_FILE
 from deberta_scale.convert.stored import SAFETENSORS_FILE, write_safetensors
 from deberta_scale.convert.tokenizer_files import fitting_tokenizer, tokenizer_files
 from deberta_scale.durable import published_directory, refuse_used
+from deberta_scale.finetune.readers import Labels
 from deberta_scale.finetune.tasks import Head, Task
 
 TOKENS_MODELING_FILE = "modeling_deberta_scale_tokens.py"
@@ -35,10 +36,14 @@ TOKENS_NOTE = (
 
 
 def description_of(task: Task, max_length: int) -> Description:
-    """Labels that are numbers go by the word that `datasets` has for them, where there is one."""
-    words = {name: spelling for spelling, name in task.labels.aliases.items()}
-    labels = tuple(words.get(name, name) if name.isdigit() else name for name in task.labels.names)
-    return Description(task.name, task.head, labels, max_length)
+    """`max_length` in tokens, special ones counted."""
+    return Description(task.name, task.head, label_words(task.labels), max_length)
+
+
+def label_words(labels: Labels) -> tuple[str, ...]:
+    """Their names; those that are numbers go by the word that `datasets` has for them, where there is one."""
+    words = {name: spelling for spelling, name in labels.aliases.items()}
+    return tuple(words.get(name, name) if name.isdigit() else name for name in labels.names)
 
 
 def export(model: FineTuned, destination: Path) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def _text_rows(examples: Sequence[Example], labels: Labels, tokenizer: Tokenizer
         Row(tuple(_sequence([ids_of[text] for text in texts], max_length, too_long) for texts in row), target, number)
         for number, (row, target) in enumerate(zip(inputs, (_target(e, labels) for e in examples), strict=True))
     ]
-    return Features(rows, too_long.notes("their ends were left out"))
+    return Features(rows, too_long.notes("their ends were left out"), num_cut=too_long.num_too_long)
 
 
 def _target(example: Example, labels: Labels) -> int | float | None:

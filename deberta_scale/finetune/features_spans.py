@@ -40,7 +40,7 @@ def span_rows(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
         contexts.count(min(len(question), question_tokens) + len(encoded[text][0]) + 3)
         rows += _windows(number, example, question[:question_tokens], *encoded[text], max_length, stride_tokens)
     notes = questions.notes("their ends were left out") + contexts.notes(f"they make {len(rows):,} rows")
-    return Features(rows, notes)
+    return Features(rows, notes, num_cut=questions.num_too_long)
 
 
 def _without_white_space(offsets: np.ndarray, text: str) -> np.ndarray:
@@ -111,15 +111,23 @@ def span_predictions(
 
 def _best_span(row: Row, starts: np.ndarray, ends: np.ndarray) -> tuple[float, tuple[int, int] | None]:
     assert row.context is not None
+    scores, offsets = span_scores(row, starts, ends), row.context.offsets
+    if not np.isfinite(scores).any():
+        return -np.inf, None
+    first, last = np.unravel_index(int(np.argmax(scores)), scores.shape)
+    return float(scores[first, last]), (int(offsets[first, 0]), int(offsets[last, 1]))
+
+
+def span_scores(row: Row, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[n, n] float64: of the n tokens of the context that a row shows, the score of each as the first token of the
+    answer with each as its last. -infinity for what is no answer: backwards, over MAX_ANSWER_TOKENS, at white space."""
+    assert row.context is not None
     first_place, offsets = row.context
     places = slice(first_place, first_place + len(offsets))
     shows_text = offsets[:, 0] < offsets[:, 1]
-    if not shows_text.any():
-        return -np.inf, None
     begins = np.where(shows_text, starts[places].astype(np.float64), -np.inf)
     finishes = np.where(shows_text, ends[places].astype(np.float64), -np.inf)
     scores = begins[:, None] + finishes[None, :]
     length = np.arange(len(offsets))[None, :] - np.arange(len(offsets))[:, None] + 1
     scores[(length < 1) | (length > MAX_ANSWER_TOKENS)] = -np.inf
-    first, last = np.unravel_index(int(np.argmax(scores)), scores.shape)
-    return float(scores[first, last]), (int(offsets[first, 0]), int(offsets[last, 1]))
+    return scores

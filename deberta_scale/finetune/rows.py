@@ -39,6 +39,8 @@ class Features:
 
     rows: list[Row]
     notes: tuple[str, ...]
+    num_cut: int = 0
+    """Texts whose ends no row shows."""
 
 
 class TooLong:
