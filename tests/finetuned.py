@@ -32,7 +32,8 @@ def finetuned(
     weights = Weights(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()}, lambda name: tensors[name].clone()
     )
-    description = description_of(task_named(task_name), max_length)
+    stride_tokens = max_length // 3 if task_name.startswith("squad") else None
+    description = description_of(task_named(task_name), max_length, stride_tokens)
     return FineTuned(
         **{"config": head.config, "weights": weights, "description": description, "tokenizer": tokenizer} | changes
     )

@@ -35,9 +35,9 @@ TOKENS_NOTE = (
 )
 
 
-def description_of(task: Task, max_length: int) -> Description:
-    """`max_length` in tokens, special ones counted."""
-    return Description(task.name, task.head, label_words(task.labels), max_length)
+def description_of(task: Task, max_length: int, stride_tokens: int | None = None) -> Description:
+    """As the rows of fine-tuning were made, see `finetune.features.features_of`."""
+    return Description(task.name, task.head, label_words(task.labels), max_length, stride_tokens)
 
 
 def label_words(labels: Labels) -> tuple[str, ...]:

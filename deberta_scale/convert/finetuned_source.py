@@ -29,6 +29,8 @@ class Description:
     """In the order of the outputs; empty where they are numbers or places."""
     max_length: int
     """Tokens of a row in fine-tuning, special ones counted."""
+    stride_tokens: int | None = None
+    """Of questions: tokens from one row of a context to the next; None for the default, and for other heads."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,14 @@ def _read_description(path: Path) -> Description:
             raise ConversionError(f"{path}: format_version is {found['format_version']!r}, expected {FORMAT_VERSION}")
         if found["head"] not in HEADS:
             raise ConversionError(f"{path}: head is {found['head']!r}, expected one of {', '.join(HEADS)}")
-        described = Description(found["task"], found["head"], tuple(found["labels"]), found["max_length"])
+        described = Description(
+            found["task"], found["head"], tuple(found["labels"]), found["max_length"], found["stride_tokens"]
+        )
     except (KeyError, TypeError) as error:
         raise ConversionError(f"{path}: not what an export of a fine-tuned model writes ({error!r})") from None
-    if not isinstance(described.max_length, int) or not all(isinstance(name, str) for name in described.labels):
-        raise ConversionError(f"{path}: labels must be text and max_length a number; copy the file again")
+    numbers = (described.max_length, described.stride_tokens or 0)
+    if not all(isinstance(number, int) for number in numbers) or not all(isinstance(s, str) for s in described.labels):
+        raise ConversionError(f"{path}: labels must be text, max_length and stride_tokens numbers; copy the file again")
     return described
 
 

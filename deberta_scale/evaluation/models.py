@@ -70,7 +70,7 @@ class OwnModel:
                 f"{directory} was fine-tuned for {described.task}, whose head is for {described.head}; {task.name}"
                 f" needs one for {task.head}"
             )
-        self._task, self._max_length = task, described.max_length
+        self._task, self._described = task, described
         self._outputs: list[int] | None = None
         if task.head in ("classification", "tokens"):
             self._outputs = list(label_order(task.labels, described.labels, str(directory)).outputs)
@@ -83,7 +83,9 @@ class OwnModel:
         self._head = load_head(found).to(self.device)
 
     def features(self, examples: Sequence[Example]) -> Features:
-        return features_of(self._task, examples, self._tokenizer, self._max_length)
+        return features_of(
+            self._task, examples, self._tokenizer, self._described.max_length, self._described.stride_tokens
+        )
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Row]) -> list[np.ndarray]:

@@ -107,6 +107,7 @@ def test_what_was_written_is_read_again(tokenizer: Path, tmp_path: Path, task_na
     again = open_finetuned(tmp_path / "out")
     assert (again.description, again.config) == (model.description, model.config)
     assert again.description.max_length == 48
+    assert again.description.stride_tokens == (16 if task_name == "squad-2.0" else None)
     saved = load_head(again).state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.weights)
 
@@ -159,7 +160,7 @@ def test_refusals_leave_nothing_behind(tokenizer: Path, tmp_path: Path) -> None:
         ({"head": "poem"}, "head is 'poem', expected one of classification, regression"),
         ({"labels": ["a", "b"]}, r"classifier\.bias has shape \(3,\); config and labels give \(2,\)"),
         ({"labels": 3}, "not what an export of a fine-tuned model writes"),
-        ({"max_length": "long"}, "max_length a number"),
+        ({"max_length": "long"}, "max_length and stride_tokens numbers"),
     ],
 )
 def test_a_directory_that_was_changed_is_refused(
