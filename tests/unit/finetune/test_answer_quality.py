@@ -40,12 +40,12 @@ def answers(confidences: list[float]) -> list[Answer]:
 
 
 def test_calibration_of_thirty_answers_in_fifteen_bins() -> None:
-    # Ten of 0.6 of which five are right, then twenty of 0.9 that are all right; each bin holds two.
-    examples = [Example((), "entailment" if n % 2 or n >= 10 else "not_entailment") for n in range(30)]
-    found = calibration(RTE, examples, answers([0.6] * 10 + [0.9] * 20))
+    # Ten of 0.6, none of which is right, among twenty of 0.9 that are all right; each bin holds two.
+    examples = [Example((), "entailment" if n % 3 else "not_entailment") for n in range(30)]
+    found = calibration(RTE, examples, answers([0.9 if n % 3 else 0.6 for n in range(30)]))
     assert found is not None
-    assert found.expected_calibration_error == pytest.approx((10 * abs(0.6 - 0.5) + 20 * abs(0.9 - 1)) / 30)
-    brier = (5 * 2 * 0.4**2 + 5 * 2 * 0.6**2 + 20 * 2 * 0.1**2) / 30
+    assert found.expected_calibration_error == pytest.approx((10 * abs(0.6 - 0) + 20 * abs(0.9 - 1)) / 30)
+    brier = (10 * 2 * 0.6**2 + 20 * 2 * 0.1**2) / 30
     assert found.brier_score == pytest.approx(brier)
 
 

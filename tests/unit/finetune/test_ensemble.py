@@ -107,12 +107,13 @@ def test_a_question_without_context_has_no_answer() -> None:
 
 
 def test_one_model_predicts_what_its_logits_say() -> None:
-    random = np.random.default_rng(5)
+    random, squad = np.random.default_rng(5), TASKS["squad-2.0"]
     of_spans = [random.normal(size=(2, 8)).astype(np.float32), random.normal(size=(2, 10)).astype(np.float32)]
-    rows = [WORDS, PIECES]
-    found = predictions_from(TASKS["squad-2.0"], [QUESTION], answers_of(TASKS["squad-2.0"], [QUESTION], rows, of_spans))
-    expected = span_predictions([QUESTION], rows, [pair[0] for pair in of_spans], [pair[1] for pair in of_spans])
-    assert (found[0].value, found[0].score) == (expected[0].value, pytest.approx(expected[0].score))
+    for rows, logits_of_rows in [([WORDS, PIECES], of_spans), ([PIECES, WORDS], of_spans[::-1])]:
+        (found,) = predictions_from(squad, [QUESTION], answers_of(squad, [QUESTION], rows, logits_of_rows))
+        starts, lasts = zip(*logits_of_rows, strict=True)
+        (expected,) = span_predictions([QUESTION], rows, starts, lasts)
+        assert (found.value, found.score) == (expected.value, pytest.approx(expected.score))
 
     mnli, examples = TASKS["mnli"], [Example(("a", "b"))] * 4
     logits = random.normal(size=(4, 3)).astype(np.float32)
