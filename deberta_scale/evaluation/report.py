@@ -102,7 +102,7 @@ def _calibration_line(found: Calibration) -> str:
 
 def _speed_line(speed: Speed) -> str:
     return (
-        f"speed: a batch of {speed.batch_rows} rows took {speed.median_seconds * 1000:.1f} ms (median), 95 % up to"
-        f" {speed.percentile_95_seconds * 1000:.1f} ms; {speed.tokens_per_second:,.0f} tokens/s; {speed.device},"
+        f"speed: a batch of up to {speed.batch_rows} rows took {speed.median_seconds * 1000:.1f} ms (median), 95 % up"
+        f" to {speed.percentile_95_seconds * 1000:.1f} ms; {speed.tokens_per_second:,.0f} tokens/s; {speed.device},"
         f" {speed.threads} threads, {speed.dtype}"
     )
