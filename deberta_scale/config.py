@@ -147,6 +147,8 @@ class OptimizerConfig(Section):
     eps: Annotated[float, Field(gt=0.0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of the learning rate: what a layer has of that of the layer above it. The head has all, the embeddings least."""
 
 
 class ScheduleConfig(Section):
@@ -275,8 +277,7 @@ class GuardsConfig(Section):
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Times the run goes back without reaching a checkpoint trained beyond the step that failed; then it stops."""
     hang_seconds: Annotated[float, Field(gt=0.0)] = 1800.0
-    """Without progress before a process says who is waited for, and ends. More than the longest wait of the start
-    (digests of shards and checkpoints), and of a save that training waits for."""
+    """Without progress before a process tells who is waited for, and ends; more than starts and saves take."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GuardsConfig":
@@ -340,11 +341,10 @@ class Config(RunConfig):
 
 def describe(config: Config, world_size: int) -> str:
     """Derived numbers, for people: what one optimizer step reads and how it is split."""
-    accumulation = config.batch.accumulation_steps(world_size)
-    predicted = math.floor(config.tokens_per_step * config.data.masking.probability)
+    batch, places = config.batch, config.tokens_per_step
+    predicted = math.floor(places * config.data.masking.probability)
     return (
-        f"{config.batch.sequences} sequences a step = {world_size} ranks x {config.batch.micro_sequences} sequences"
-        f" x {accumulation} accumulation steps; {config.tokens_per_step:,} token places a step, about {predicted:,}"
-        f" of them predicted; {config.train.steps:,} steps ="
-        f" {config.tokens_per_step * config.train.steps:,} token places"
+        f"{batch.sequences} sequences a step = {world_size} ranks x {batch.micro_sequences} sequences"
+        f" x {batch.accumulation_steps(world_size)} accumulation steps; {places:,} token places a step, about"
+        f" {predicted:,} of them predicted; {config.train.steps:,} steps = {places * config.train.steps:,} token places"
     )

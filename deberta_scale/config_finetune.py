@@ -16,7 +16,7 @@ from deberta_scale.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from deberta_scale.config_data import PositiveInt, Section
+from deberta_scale.config_data import Fraction, PositiveInt, Section
 from deberta_scale.config_sift import SiftConfig
 
 OWN_TASK = "own"
@@ -67,6 +67,24 @@ class FineTuneTrainConfig(Section):
     """Stop for requeue after this time, checkpoint included."""
 
 
+class FineTuneScheduleConfig(ScheduleConfig):
+    warmup_fraction: Fraction | None = None
+    """Of all steps, instead of `warmup_steps`."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "FineTuneScheduleConfig":
+        if self.warmup_fraction is not None and "warmup_steps" in self.model_fields_set:
+            raise ValueError("warmup_steps and warmup_fraction are both given; leave one of them out")
+        return self
+
+    def of(self, steps: int) -> ScheduleConfig:
+        """That of a run of so many steps."""
+        written = self.model_dump(exclude={"warmup_fraction"}, exclude_unset=True)
+        if self.warmup_fraction is not None:
+            written["warmup_steps"] = round(self.warmup_fraction * steps)
+        return ScheduleConfig(**written)
+
+
 class FineTuneConfig(Section):
     """A fine-tuning run as it is written down."""
 
@@ -81,10 +99,11 @@ class FineTuneConfig(Section):
     task: TaskConfig
     dropout: Probability | None = None
     """In the encoder; default: the pretrained model's."""
-    head_dropout: Probability = 0.1
+    head_dropout: Probability | None = None
+    """Before the last layer; default: `dropout`. The head of questions has none."""
     batch: BatchConfig
     optimizer: OptimizerConfig
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: FineTuneScheduleConfig = FineTuneScheduleConfig()
     engine: EngineConfig = EngineConfig(zero_stage=1)
     train: FineTuneTrainConfig
     guards: GuardsConfig = GuardsConfig()
@@ -97,7 +116,7 @@ class FineTuningRunConfig(RunConfig):
     init_from: Path
     from_scratch: bool
     task: TaskConfig
-    head_dropout: Probability
+    head_dropout: Probability | None
     stop_after_evaluations: PositiveInt | None
     sift: SiftConfig | None
 
@@ -105,7 +124,7 @@ class FineTuningRunConfig(RunConfig):
 def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_rows: int) -> FineTuningRunConfig:
     """With the shape of the pretrained model, and steps for epochs of `num_rows` training rows."""
     written = config.model_dump(exclude_unset=True)
-    for key in ("dropout", "train", "task"):
+    for key in ("dropout", "train", "task", "schedule"):
         written.pop(key, None)
     if config.dropout is not None:
         dropouts = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
@@ -130,6 +149,7 @@ def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_row
             "engine": config.engine,
             "stop_after_evaluations": config.train.stop_after_evaluations,
             "sift": config.sift,
+            "schedule": config.schedule.of(steps),
             "model": model,
             "train": train,
         }

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from deberta_scale.config_finetune import OWN_TASK, FineTuneConfig, FineTuningRu
 from deberta_scale.data.loader import StepData
 from deberta_scale.data.tokenizer import Tokenizer
 from deberta_scale.finetune.features import features_of
-from deberta_scale.finetune.inference import predict, predictions_of
+from deberta_scale.finetune.inference import Outputs, predict, predictions_of
 from deberta_scale.finetune.loader import FineTuningLoader
 from deberta_scale.finetune.metrics import evaluate
 from deberta_scale.finetune.model import TaskModel
@@ -52,8 +53,8 @@ def task_of(config: TaskConfig) -> Task:
     if config.name != OWN_TASK:
         return task_named(config.name)
     assert config.text is not None and config.max_length is not None
-    columns = {"label": config.label or "label", "labels": config.labels or (), "max_length": config.max_length}
-    return own_task(config.text, config.text_pair, **columns)
+    label, labels = config.label or "label", config.labels or ()
+    return own_task(config.text, config.text_pair, label=label, labels=labels, max_length=config.max_length)
 
 
 class FineTuning:
@@ -78,11 +79,19 @@ class FineTuning:
         self.config: FineTuningRunConfig = resolve(
             written, pretrained.config, length, len(self.train_split.features.rows)
         )
+        with torch.device("meta"):
+            self.build_model()  # refuses settings that the head or SiFT does not know, before anything is made
+        self.flops_per_step = self._flops_per_step()
+        self._history: list[tuple[int, dict[str, float]]] = []
+
+    def _flops_per_step(self) -> float:
         lengths = [sum(map(len, row.sequences)) for row in self.train_split.features.rows]
         per_token = 2 * layer_parameters(self.config.model) * self.config.model.num_hidden_layers
         tokens = float(np.mean(lengths)) * self.config.batch.sequences
-        self.flops_per_step = (1 + BACKWARD_PER_FORWARD) * per_token * tokens
-        self._history: list[tuple[int, float]] = []
+        passes = 1 + BACKWARD_PER_FORWARD
+        if self.config.sift is not None:  # two whole passes, and for each ascent half of a backward pass as well
+            passes = 2 * passes + self.config.sift.ascent_steps * (1 + BACKWARD_PER_FORWARD / 2)
+        return passes * per_token * tokens
 
     def _validation_splits(self) -> list[str]:
         return [name for name in self.task.files if name.startswith("validation")]
@@ -117,7 +126,7 @@ class FineTuning:
     def build_model(self) -> TaskModel:
         config = self.config
         checkpointing = config.engine.activation_checkpointing == "non_reentrant"
-        return TaskModel(config.model, self.task, config.head_dropout, config.sift, checkpointing)
+        return TaskModel(self.task, config.model, config.head_dropout, config.sift, checkpointing)
 
     def initial_weights(self, model: nn.Module) -> tuple[Stretches, list[str]]:
         fresh = InitialWeights(model, self.config.model.initializer_range, self.config.seed)
@@ -176,13 +185,22 @@ class FineTuning:
     def epochs_at(self, step: int) -> dict[str, float]:
         return {"": step * self.config.batch.sequences / len(self.train_split.features.rows)}
 
+    def best_step(self, step: int) -> int | None:
+        """The first of the best ones."""
+        seen = [(at, values[self.metric]) for at, values in self._history if at <= step]
+        return max(seen, key=lambda entry: entry[1])[0] if seen else None
+
+    def results_at(self, step: int) -> dict[str, float]:
+        """What the evaluation after `step` steps found."""
+        return dict(self._history)[step]
+
     def ended(self, step: int) -> str | None:
-        patience = self.config.stop_after_evaluations
-        seen = [value for at, value in self._history if at <= step]
-        if patience is None or not seen:
+        patience, best = self.config.stop_after_evaluations, self.best_step(step)
+        if patience is None or best is None:
             return None
-        since = len(seen) - 1 - seen.index(max(seen))
-        return None if since < patience else f"{since} evaluations were no better than {self.metric} {max(seen):.4f}"
+        since = sum(best < at <= step for at, _ in self._history)
+        told = f"{since} evaluations in a row were no better than that of step {best}"
+        return None if since < patience else told
 
     def facts_of_data(self) -> dict[str, Any]:
         counts = {split.name: len(split.examples) for split in (self.train_split, *self.held_out_splits)}
@@ -193,23 +211,23 @@ class FineTuning:
         values: dict[str, Any] = {}
         for split, loader in zip(self.held_out_splits, self.held_out, strict=True):
             outputs = predict(engine, loader, agree_to_stop)
-            found = distributed.on_main(lambda split=split, outputs=outputs: self._judge(split, outputs))
+            found = distributed.on_main(partial(self._judge, split, outputs))
             values |= {f"{split.name}/{name}": value for name, value in found.items()}
-        before = [value for at, value in self._history if at < step]
-        self._history = [*((at, value) for at, value in self._history if at < step), (step, values[self.metric])]
-        is_best = values[self.metric] > max(before, default=float("-inf"))
+        self._history = [*(entry for entry in self._history if entry[0] < step), (step, values)]
         told = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in values.items())
-        line = f"{told}  ({duration(time.perf_counter() - start)}){', the best so far' if is_best else ''}"
-        return Judgement(values, line, is_best)
+        is_best = ", the best so far" if self.best_step(step) == step else ""
+        return Judgement(values, f"{told}  ({duration(time.perf_counter() - start)}){is_best}")
 
-    def _judge(self, split: SplitOfTask, outputs: Any) -> dict[str, float]:
-        predictions = predictions_of(self.task, split.examples, split.features.rows, outputs)
-        return evaluate(self.task, split.examples, predictions)
+    def _judge(self, split: SplitOfTask, outputs: Outputs) -> dict[str, float]:
+        predictions = predictions_of(self.task, split.examples, split.features.rows, outputs.logits)
+        loss = {} if outputs.loss is None else {"loss": outputs.loss}
+        return evaluate(self.task, split.examples, predictions) | loss
 
 
-def _history_in(log: Path, metric: str) -> list[tuple[int, float]]:
-    """Steps and values of the evaluations in a run's log."""
+def _history_in(log: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
+    """Steps and findings of the evaluations in a run's log; a last line that was cut is none."""
     if not log.exists():
         return []
     records = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    return [(r["step"], r[metric]) for r in records if r.get("kind") == "evaluation" and metric in r]
+    found = [record for record in records if record.get("kind") == "evaluation" and metric in record]
+    return [(record["step"], {key: record[key] for key in record if "/" in key}) for record in found]

@@ -8,7 +8,7 @@ Layout of `checkpoints/step-NNNNNNNN/`: `engine/rank-NNNNN.safetensors` (see `fr
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 

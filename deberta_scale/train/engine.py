@@ -30,14 +30,14 @@ from deberta_scale.train.distributed import announce, open_control_group
 from deberta_scale.train.engine_json import deepspeed_json, refuse_without_effect
 from deberta_scale.train.extension_cache import building_alone, cache_directory, clear_killed_builds
 from deberta_scale.train.launch_environment import Launch
-from deberta_scale.train.optim import parameter_groups
+from deberta_scale.train.optim import FRACTION, parameter_groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torch.device:
-    """Join the other ranks; returns this rank's device. NCCL on GPUs; gloo on CPUs or with DS_ACCELERATOR=cpu. A rank
-    that is waited for longer than the timeout makes a collective fail."""
+    """Join the other ranks, unless that was done; returns this rank's device. NCCL on GPUs; gloo on CPUs or with
+    DS_ACCELERATOR=cpu. A rank that is waited for longer than the timeout makes a collective fail."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -50,6 +50,8 @@ def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torc
     else:
         device = torch.device("cpu")
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.distributed.is_initialized():
+        return device
     announce(launch)
     deepspeed.utils.logging.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # names DeepSpeed still uses
@@ -69,10 +71,11 @@ def build_engine(config: RunConfig, model: torch.nn.Module, launch: Launch, devi
     distributed.together(lambda: _prepare_machine(config, launch, device))
     generated = distributed.together(lambda: deepspeed_json(config, launch.world_size, device.type == "cuda"))
     materialise(model, generated, device, DTYPES[config.engine.precision])
+    optimizer = config.optimizer
     with _nothing_compiled():
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=parameter_groups(model.named_parameters(), config.optimizer.weight_decay),
+            model_parameters=parameter_groups(model.named_parameters(), optimizer.weight_decay, optimizer.layer_decay),
             config=generated,
             dist_init_required=False,
         )
@@ -110,9 +113,9 @@ def materialise(model: torch.nn.Module, generated: dict[str, Any], device: torch
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """Use this rate for the next update, in all parameter groups."""
+    """Use this rate for the next update, each parameter group its fraction of it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[FRACTION]
 
 
 def _prepare_machine(config: RunConfig, launch: Launch, device: torch.device) -> None:

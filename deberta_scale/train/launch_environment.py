@@ -12,6 +12,7 @@ same directory.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -39,6 +40,21 @@ class Launch:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+def complain(message: str) -> None:
+    """Say why this process ends."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def launch_or_complain(environment: Environment) -> Launch | None:
+    """`read_launch`; None when the start is refused, which one process has told."""
+    try:
+        return read_launch(environment)
+    except LaunchError as error:
+        if is_first(environment):
+            complain(str(error))
+        return None
 
 
 def read_launch(environment: Environment) -> Launch:

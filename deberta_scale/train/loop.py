@@ -32,15 +32,34 @@ EXIT_DONE, EXIT_REQUEUE = 0, 75
 _ADVICE = "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or use engine.precision bf16 instead of fp16"
 
 
+def join(launch: Launch, hang_seconds: float, run_dir: Path) -> torch.device:
+    """Meet the other ranks, under a watchdog that writes to the events of `run_dir`, and share the cores with them;
+    returns this rank's device. A process that has met them may do so again for its next run."""
+    watchdog.start(launch.rank, launch.world_size, hang_seconds, run_dir)
+    watchdog.enter("start: joining the other ranks")
+    device = engines.start_process_group(launch, 2 * hang_seconds)
+    distributed.set_threads(launch)
+    return device
+
+
+def interrupt_in(directory: Path, launch: Launch, max_hours: float | None) -> Interrupt:
+    """What asks to stop, with the file `STOP` in this directory."""
+    return Interrupt(directory / "STOP" if launch.is_main else None, max_hours)
+
+
 class Run:
     """One process's part of a run, from the config to the last checkpoint."""
 
-    def __init__(self, config: RunConfig, launch: Launch, objective: Objective) -> None:
-        """Build data, model and engine, and resume or begin with the objective's weights.
+    def __init__(
+        self, config: RunConfig, launch: Launch, objective: Objective, interrupt: Interrupt | None = None
+    ) -> None:
+        """Build data, model and engine, and resume or begin with the objective's weights. `interrupt` asks to stop; by
+        default signals, the run's time and `STOP` in its directory do.
 
         Raises AgreedError when one of the ranks cannot start; the events tell why.
         """
         self.config, self.objective = config, objective
+        self.interrupt = interrupt or interrupt_in(config.run_dir, launch, config.train.max_hours)
         try:
             self._start(launch)
         except AgreedError as error:
@@ -51,13 +70,9 @@ class Run:
 
     def _start(self, launch: Launch) -> None:
         config, objective = self.config, self.objective
-        watchdog.start(launch.rank, launch.world_size, config.guards.hang_seconds, config.run_dir)
-        watchdog.enter("start: joining the other ranks")
-        device = engines.start_process_group(launch, 2 * config.guards.hang_seconds)
+        device = join(launch, config.guards.hang_seconds, config.run_dir)
         watchdog.enter("start: opening the data")
-        self.interrupt = Interrupt(config.run_dir / "STOP" if launch.is_main else None, config.train.max_hours)
         self.interrupt.listen()  # what is asked for during the start is done after the first step
-        distributed.set_threads(launch)
         distributed.together(lambda: self._open(launch))
         watchdog.enter("start: choosing a checkpoint")
         leftovers = distributed.on_main(lambda: run_directory.prepare(config, objective.tokenizer))
@@ -80,17 +95,15 @@ class Run:
             watchdog.enter("start: reading the checkpoint")
             notes += self._resume(chosen)
 
-        facts = {
-            "data": objective.facts_of_data(),
-            "deepspeed": deepspeed_json(config, launch.world_size, device.type == "cuda"),
-        }
-        distributed.on_main(lambda: run_directory.describe(config, launch, facts))
+        engine_json = deepspeed_json(config, launch.world_size, device.type == "cuda")
+        described = {"data": objective.facts_of_data(), "deepspeed": engine_json}
+        distributed.on_main(lambda: run_directory.describe(config, launch, described))
         self.totals = Totals(device)
         self.peak_flops = launch.world_size * measure_matmul_flops(device, engines.DTYPES[config.engine.precision])
         self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
         self.gradient_norm: float | None = None
         self.ended = objective.ended(self.step)
-        keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, in_use=chosen)
+        keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, self._best(), chosen)
         facts = {**self._facts, "resume": config.resume}
         self.saver = Saver(config.run_dir, facts, keep, self.log, launch.local_world_size)
         self.resumed_from = chosen
@@ -300,10 +313,15 @@ class Run:
             return str(reason)
         self.log.scalars("evaluation", self.step, judgement.values)
         self.log.say(f"held out at step {self.step}: {judgement.line}")
-        if judgement.is_best:
-            self.saver.keep_best(checkpoint.checkpoint_dir(self.config.run_dir, self.step))
+        if (best := self._best()) is not None:
+            self.saver.keep_best(best)
         self.ended = self.objective.ended(self.step)
         return None
+
+    def _best(self) -> Path | None:
+        """The checkpoint that stays as the best one, if any is: it may still be written."""
+        step = self.objective.best_step(self.step)
+        return None if step is None else checkpoint.checkpoint_dir(self.config.run_dir, step)
 
     def _save(self) -> None:
         """Begin to save this step, unless that was done."""

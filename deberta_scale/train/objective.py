@@ -21,8 +21,6 @@ class Judgement:
     """For the log."""
     line: str
     """The same for people."""
-    is_best: bool = False
-    """Better than all before: the checkpoint of this step stays."""
 
 
 class Objective(Protocol):
@@ -60,6 +58,10 @@ class Objective(Protocol):
 
     def epochs_at(self, step: int) -> dict[str, float]:
         """How often each source of the data was read after `step` steps; the only one's name is empty."""
+
+    def best_step(self, step: int) -> int | None:
+        """The step up to `step` whose checkpoint is the best and stays, if any is: at the start, and after each
+        evaluation."""
 
     def ended(self, step: int) -> str | None:
         """Why a run that stands here need not go on, if so: at its start, and after each evaluation."""

@@ -80,6 +80,9 @@ class Pretraining:
     def epochs_at(self, step: int) -> dict[str, float]:
         return self.training_data.epochs_read(step * self.config.batch.sequences)
 
+    def best_step(self, step: int) -> None:
+        """The newest one is taken."""
+
     def ended(self, step: int) -> None:
         """All steps are made."""
 

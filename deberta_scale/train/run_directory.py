@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -16,6 +17,8 @@ from deberta_scale.train.checkpoint import complete_checkpoints, sweep_unfinishe
 from deberta_scale.train.distributed import Launch
 from deberta_scale.train.metrics import append_event
 
+_WEIGHTS = re.compile(r".*\.(safetensors|pt|h5|msgpack)|pytorch[._]model.*|.*\.index\.json")
+"""What a model's directory may hold beside its tokenizer."""
 _PACKAGES = ("deberta-scale", "torch", "deepspeed", "sentencepiece", "numpy", "numba")
 
 
@@ -56,7 +59,10 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
         return
     partial = destination.with_name("tokenizer.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    partial.mkdir()
+    for path in source.iterdir():
+        if path.is_file() and not _WEIGHTS.fullmatch(path.name):
+            shutil.copy(path, partial)
     partial.rename(destination)
 
 
