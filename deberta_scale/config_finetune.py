@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from deberta_scale.config import (
     BatchConfig,
+    ConfigError,
     EngineConfig,
     GuardsConfig,
     ModelConfig,
@@ -74,7 +75,10 @@ class FineTuneScheduleConfig(ScheduleConfig):
     @model_validator(mode="after")
     def _one_warmup(self) -> "FineTuneScheduleConfig":
         if self.warmup_fraction is not None and "warmup_steps" in self.model_fields_set:
-            raise ValueError("warmup_steps and warmup_fraction are both given; leave one of them out")
+            raise ValueError(
+                "warmup_steps and warmup_fraction are both given; leave one of them out, on the command line by the"
+                " whole section: 'schedule={warmup_fraction: 0.1}'"
+            )
         return self
 
     def of(self, steps: int) -> ScheduleConfig:
@@ -83,6 +87,11 @@ class FineTuneScheduleConfig(ScheduleConfig):
         if self.warmup_fraction is not None:
             written["warmup_steps"] = round(self.warmup_fraction * steps)
         return ScheduleConfig(**written)
+
+
+class FineTuneEngineConfig(EngineConfig):
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Divides the optimizer, as much as the models of tasks need."""
 
 
 class FineTuneConfig(Section):
@@ -104,7 +113,7 @@ class FineTuneConfig(Section):
     batch: BatchConfig
     optimizer: OptimizerConfig
     schedule: FineTuneScheduleConfig = FineTuneScheduleConfig()
-    engine: EngineConfig = EngineConfig(zero_stage=1)
+    engine: FineTuneEngineConfig = FineTuneEngineConfig()
     train: FineTuneTrainConfig
     guards: GuardsConfig = GuardsConfig()
     sift: SiftConfig | None = None
@@ -116,13 +125,17 @@ class FineTuningRunConfig(RunConfig):
     init_from: Path
     from_scratch: bool
     task: TaskConfig
+    engine: FineTuneEngineConfig = FineTuneEngineConfig()
     head_dropout: Probability | None
     stop_after_evaluations: PositiveInt | None
     sift: SiftConfig | None
 
 
 def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_rows: int) -> FineTuningRunConfig:
-    """With the shape of the pretrained model, and steps for epochs of `num_rows` training rows."""
+    """With the shape of the pretrained model, and steps for epochs of `num_rows` training rows.
+
+    Raises ConfigError when the schedule has more steps than that gives.
+    """
     written = config.model_dump(exclude_unset=True)
     for key in ("dropout", "train", "task", "schedule"):
         written.pop(key, None)
@@ -149,8 +162,19 @@ def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_row
             "engine": config.engine,
             "stop_after_evaluations": config.train.stop_after_evaluations,
             "sift": config.sift,
-            "schedule": config.schedule.of(steps),
+            "schedule": _schedule_of(config, steps, num_rows),
             "model": model,
             "train": train,
         }
     )
+
+
+def _schedule_of(config: FineTuneConfig, steps: int, num_rows: int) -> ScheduleConfig:
+    schedule = config.schedule.of(steps)
+    down = schedule.warmup_steps + (schedule.decay_steps or 0)
+    if down > steps:
+        raise ConfigError(
+            f"schedule: warm-up and decay take {down} steps, but {config.train.epochs:g} epochs of {num_rows:,} rows,"
+            f" {config.batch.sequences} a step, are {steps}; give fewer, or warmup_fraction instead of warmup_steps"
+        )
+    return schedule
