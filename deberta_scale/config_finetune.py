@@ -134,7 +134,7 @@ class FineTuningRunConfig(RunConfig):
 def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_rows: int) -> FineTuningRunConfig:
     """With the shape of the pretrained model, and steps for epochs of `num_rows` training rows.
 
-    Raises ConfigError when the schedule has more steps than that gives.
+    Raises ConfigError when the schedule has more steps than that gives, or an early stop can never happen.
     """
     written = config.model_dump(exclude_unset=True)
     for key in ("dropout", "train", "task", "schedule"):
@@ -145,6 +145,11 @@ def resolve(config: FineTuneConfig, model: ModelConfig, max_length: int, num_row
     steps_per_epoch = num_rows / config.batch.sequences
     steps = max(1, math.ceil(config.train.epochs * steps_per_epoch))
     every = min(steps, max(1, round(steps_per_epoch / config.train.evaluations_per_epoch)))
+    patience, evaluations = config.train.stop_after_evaluations, math.ceil(steps / every)
+    if patience is not None and patience >= evaluations:
+        raise ConfigError(
+            f"train.stop_after_evaluations {patience} has no effect on {evaluations} evaluation(s); give less"
+        )
     train = TrainConfig(
         steps=steps,
         log_every_steps=config.train.log_every_steps,

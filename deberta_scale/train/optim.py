@@ -38,4 +38,6 @@ def _height(name: str) -> int:
     """0 for embeddings, the number of the layer from 1 on, _HEAD for what stands on the encoder."""
     if layer := _LAYER.search(name):
         return int(layer[1]) + 1
+    if "encoder.conv." in name:  # beside the first layer
+        return 1
     return 0 if "deberta." in name else _HEAD

@@ -19,6 +19,7 @@ from deberta_scale.finetune.readers import Example
 from deberta_scale.finetune.readers_split import read_split
 from deberta_scale.finetune.tasks import TASKS
 from launch import evaluate
+from tests.benchmark_files import write_benchmark
 from tests.exporting import export_all
 from tests.finetuned import finetuned, random_head
 
@@ -31,35 +32,18 @@ SENTENCES = [
     "that a single man in possession of a good fortune must be in want of a wife, said the lady to her husband",
 ]
 LABELS = ("entailment", "not_entailment", "not_entailment", "entailment")
-WORDS = [["Mr.", "Bennet", "was", "in", "London"], ["She", "visited", "Netherfield", "with", "Mrs.", "Bingley", "."]]
-TAGS = [["O", "B-PER", "O", "O", "B-LOC"], ["O", "O", "B-LOC", "O", "O", "B-PER", "O"]]
 
 
 def write_data(folder: Path) -> Path:
-    """A small validation split of each kind of task, all in one folder's folders."""
-    pairs = list(zip(SENTENCES, reversed(SENTENCES), strict=True))
-    pairs[1] = (" ".join(SENTENCES), SENTENCES[2])  # more than the models can read
-    files = {
-        "rte/dev.tsv": "index\tsentence1\tsentence2\tlabel\n",
-        "sts-b/dev.tsv": "index\tsentence1\tsentence2\tscore\n",
-    }
-    for number, (one, other) in enumerate(pairs):
-        files["rte/dev.tsv"] += f"{number}\t{one}\t{other}\t{LABELS[number]}\n"
-        files["sts-b/dev.tsv"] += f"{number}\t{one}\t{other}\t{number}.5\n"
-    files["rte/test.tsv"] = "index\tsentence1\tsentence2\n7\tIt is\tShe was\n"
-    files["swag/val.csv"] = ",sent1,sent2,ending0,ending1,ending2,ending3,label\n" + "".join(
-        f"{n},It is {n},She,was happy,waited on Mr. Bingley,had a wife,said so,{n}\n" for n in range(4)
-    )
-    questions = [
-        {"id": str(n), "question": f"Who was {n}?", "answers": [{"text": "it", "answer_start": 3}]} for n in range(2)
-    ]
-    paragraphs = [{"context": f"Is it {SENTENCES[n]}", "qas": [questions[n]]} for n in range(2)]
-    files["squad-2.0/dev-v2.0.json"] = json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]})
-    lines = ["".join(f"{w} {t}\n" for w, t in zip(*pair, strict=True)) for pair in zip(WORDS, TAGS, strict=True)]
-    files["conll-2003/valid.txt"] = "\n".join(lines)
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    """A small split of a task of each kind in a folder of its name; some texts of rte are too long for the models."""
+    for name in ("sts-b", "swag", "squad-2.0", "conll-2003"):
+        write_benchmark(name, folder / name)
+    pairs = list(zip(SENTENCES, reversed(SENTENCES), LABELS, strict=True))
+    pairs[1] = (" ".join(SENTENCES), SENTENCES[2], LABELS[1])
+    rows = [f"{number}\t{one}\t{other}\t{label}\n" for number, (one, other, label) in enumerate(pairs)]
+    (folder / "rte").mkdir()
+    (folder / "rte" / "dev.tsv").write_text("".join(["index\tsentence1\tsentence2\tlabel\n", *rows]))
+    (folder / "rte" / "test.tsv").write_text("index\tsentence1\tsentence2\n7\tIt is\tShe was\n")
     return folder
 
 

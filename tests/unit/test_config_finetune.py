@@ -166,3 +166,10 @@ def test_the_file_of_a_run_reads_back_as_the_same(minimal: Path, overrides: list
     run = resolved(minimal, 320, *overrides)
     written: dict[str, Any] = yaml.safe_load(run.to_yaml())
     assert FineTuningRunConfig(**written) == run
+
+
+@pytest.mark.parametrize(("patience", "evaluations"), [(3, 3), (1, 1)])
+def test_an_early_stop_that_never_comes_is_refused(minimal: Path, patience: int, evaluations: int) -> None:
+    words = [f"train.epochs={evaluations}", f"train.stop_after_evaluations={patience}"]
+    with pytest.raises(ConfigError, match=f"{patience} has no effect on {evaluations} evaluation"):
+        resolved(minimal, 320, *words)

@@ -22,6 +22,7 @@ HALVED = {
     "model.deberta.encoder.layer.2.output.LayerNorm.weight": 0.5,
     "model.deberta.encoder.layer.1.attention.self.query_proj.bias": 0.25,
     "model.deberta.encoder.layer.0.intermediate.dense.weight": 0.125,
+    "model.deberta.encoder.conv.conv.weight": 0.125,  # beside the first layer
     "model.deberta.encoder.LayerNorm.weight": 0.0625,  # of the relative table
     "model.deberta.encoder.rel_embeddings.weight": 0.0625,
     "model.deberta.embeddings.LayerNorm.bias": 0.0625,
