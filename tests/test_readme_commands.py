@@ -14,6 +14,9 @@ import pytest
 
 from deberta_scale.config import ModelConfig
 from deberta_scale.convert.hub_config import hub_config
+from deberta_scale.convert.huggingface import export
+from tests.benchmark_files import write_benchmark
+from tests.exporting import CONFIGS, random_model, source_of
 from tests.launching import ROOT, free_port
 from tests.slurm import write_stand_ins
 
@@ -22,6 +25,7 @@ SMALLER = {
     "launch/plan.py configs/pretrain/tiny.yaml": "launch/plan.py configs/pretrain/tiny.yaml SIZES",
     "launch/pretrain.py configs/pretrain/tiny.yaml": "launch/pretrain.py configs/pretrain/tiny.yaml SIZES",
     "configs/pretrain/continue_v3_base.yaml": "configs/pretrain/continue_v3_base.yaml SIZES model.vocab_size=640",
+    "configs/finetune/rte.yaml": "configs/finetune/rte.yaml FEWER",
     "mpirun -n 8 ": "mpirun -n 2 ",
     "launch/bench.py loader": "launch/bench.py loader --rows 8 --micro-sequences 4 --slow-rows 2 --turns 1",
     "launch/bench.py prepare": "launch/bench.py prepare --turns 1 --megabytes 1 --slow-megabytes 1",
@@ -31,6 +35,7 @@ SIZES = (
     "model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=64"
     " train.steps=3 train.evaluate_sequences=8 schedule.warmup_steps=1 batch.sequences=8 batch.micro_sequences=2"
 )
+FEWER = "train.epochs=1 schedule.warmup_steps=1 batch.sequences=4 batch.micro_sequences=2 engine.precision=fp32"
 """What makes the README's commands fit a test. What they are called and how they fit together stays as shown."""
 
 
@@ -70,7 +75,7 @@ def run_all(commands: list[str], place: Path) -> list[str]:
     for command in commands:
         for shown, used in SMALLER.items():
             command = command.replace(shown, used)
-        words = shlex.split(command.replace("SIZES", SIZES).replace("PORT", str(free_port())))
+        words = shlex.split(command.replace("SIZES", SIZES).replace("FEWER", FEWER).replace("PORT", str(free_port())))
         result = subprocess.run(
             words, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200
         )
@@ -139,6 +144,15 @@ def test_a_released_model_goes_on_with_new_text(place: Path, prepared_shards: Pa
     assert "finished at step 3" in outputs[2]
     assert (place / "adapted" / "modeling_deberta_scale.py").exists()
     assert (place / "adapted-official" / "pytorch_model.bin").exists()
+
+
+def test_a_pretrained_model_is_fine_tuned_and_measured(place: Path, prepared_shards: Path) -> None:
+    model = random_model(CONFIGS["V3"])
+    export(source_of(model, prepared_shards / "tokenizer"), place / "runs" / "mine")
+    write_benchmark("rte", place / "rte")
+    outputs = run_all(shell_block("Fine-tuning"), place)
+    assert "validation/accuracy" in outputs[0] and "accuracy" in outputs[1]
+    assert "2 of 2" in outputs[2] and (place / "runs" / "rte-seeds" / "seed-2" / "huggingface").is_dir()
 
 
 def test_development_commands_are_targets_of_the_makefile() -> None:

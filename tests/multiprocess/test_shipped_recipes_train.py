@@ -40,6 +40,8 @@ def data_options(path: Path, shards: Path) -> list[str]:
 def test_recipe_trains_evaluates_and_saves(path: Path, prepared_shards: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = [f"run_dir={run_dir}", *data_options(path, prepared_shards), *SMALLER]
+    if load(path).schedule.name == "wsd":
+        options.append("schedule.decay_steps=1")
     if load(path).engine.offload_directory is not None:
         if not disk_offload_is_possible():
             pytest.skip("libaio-dev is not installed")
