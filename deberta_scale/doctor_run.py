@@ -102,7 +102,9 @@ def _finished(state: RunState) -> Diagnosis | None:
     event = state.last("finished")
     if event is None:
         return None
-    return Diagnosis(True, "finished", f"The run finished at step {event.get('step')}.", _EXPORT)
+    exported = state.last("exported")
+    then = _EXPORT if exported is None else f"Its best model is {exported.get('model')}; see launch/evaluate.py."
+    return Diagnosis(True, "finished", f"The run finished at step {event.get('step')}.", then)
 
 
 def _stopped(state: RunState) -> Diagnosis | None:

@@ -19,6 +19,7 @@ from deberta_scale.train.guards import DivergedError
 from deberta_scale.train.interrupt import Interrupt
 from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.loop import EXIT_DONE, EXIT_REQUEUE, Run, interrupt_in, join
+from deberta_scale.train.metrics import append_event
 
 SweepRun = tuple[Variation, FineTuneConfig]
 _OF_TASK_MODEL = "model."
@@ -67,6 +68,7 @@ def _conclude(config: FineTuneConfig, objective: FineTuning, last_step: int) -> 
         shutil.rmtree(destination)
     export(_fine_tuned(config, objective, best, result), destination)
     write_result(config.run_dir, result)
+    append_event(config.run_dir, "exported", model=str(destination), step=step)
     _remove_checkpoints(config.run_dir)
     return result
 

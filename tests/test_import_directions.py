@@ -44,6 +44,7 @@ ALLOWED = {
         "data.tokenizer_byte_pair",
         "data.tokenizer_pieces",
         "finetune.readers",
+        "finetune.result",
         "finetune.tasks",
         "model",
         "train.checkpoint",

@@ -1,7 +1,7 @@
 """Whatever lies at a path → `Source`: the format is recognised by the files that are there.
 
-A run or one of its checkpoints; a deberta-scale directory; a Hugging Face directory (`model_type` deberta or
-deberta-v2); a directory or single file of the official code, from its first release to V3.
+A run or one of its checkpoints, or a finished run of fine-tuning; a deberta-scale directory; a Hugging Face directory
+(`model_type` deberta or deberta-v2); a directory or single file of the official code, from its first release to V3.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,13 @@ from typing import Any
 
 from deberta_scale.convert import native
 from deberta_scale.convert.consolidate import open_checkpoint, open_run
+from deberta_scale.convert.finetuned_source import is_finetuned
 from deberta_scale.convert.hub_config import CONFIG_FILE, model_config, read_json
 from deberta_scale.convert.names import by_official_name, is_generator_with_discriminator, stores_differences
 from deberta_scale.convert.official import CONFIG_FILE as OFFICIAL_CONFIG_FILE
 from deberta_scale.convert.source import ConversionError, Source
 from deberta_scale.convert.stored import Stored, find_weights, is_weights_file, open_stored
+from deberta_scale.finetune.result import EXPORT_DIR
 
 _GENERATOR = ".generator."
 _GENERATOR_CONFIG_FILE = "generator_config.json"
@@ -26,6 +28,8 @@ def open_source(path: Path, report: Callable[[str], None] = lambda message: None
     Raises ValueError (ConversionError, CheckpointError or ConfigError) naming the file that is missing, damaged or of
     another architecture.
     """
+    if is_finetuned(path / EXPORT_DIR):  # a finished run of fine-tuning
+        path = path / EXPORT_DIR
     if (path / "checkpoints").is_dir():
         source = open_run(path, report)
     elif (path / "manifest.json").is_file() or (path / "engine").is_dir():

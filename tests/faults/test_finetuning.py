@@ -14,6 +14,7 @@ from deberta_scale.config_file import load_as
 from deberta_scale.config_finetune import FineTuneConfig
 from deberta_scale.convert.formats import open_source
 from deberta_scale.convert.huggingface import export
+from deberta_scale.doctor_run import diagnose
 from deberta_scale.finetune.objective import FineTuning
 from tests.exporting import random_model, source_of
 from tests.launching import ROOT, Ranks, read_log, start
@@ -103,6 +104,8 @@ def test_it_learns_and_stock_transformers_answers_as_it_was_judged(
 
     assert not (run_dir / "checkpoints").exists()
     assert not [path for path in (run_dir / "tokenizer").iterdir() if path.name.endswith(".safetensors")]
+    assert diagnose(run_dir).next == f"Its best model is {run_dir / 'huggingface'}; see launch/evaluate.py."
+    assert open_source(run_dir).path == run_dir / "huggingface"  # so that another task may begin with it
     before = (run_dir / "result.json").stat().st_mtime_ns
     assert "finished already" in finetune(config)
     assert (run_dir / "result.json").stat().st_mtime_ns == before
