@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Protocol
 
-PARTS = {"loader": "bench_loader", "prepare": "bench_prepare"}
+PARTS = {"loader": "bench_loader", "prepare": "bench_prepare", "step": "bench_step"}
 """Each part is a module beside this file, imported only when it is asked for."""
 
 
