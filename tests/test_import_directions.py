@@ -32,8 +32,9 @@ ALLOWED = {
     "doctor_records": set(),
     "doctor_run": {"doctor_records"},
     "data": {"config", "durable", "batch", "data"},
-    "model": {"config", "batch", "model"},
-    "train": {"config", "durable", "batch", "data", "model", "train"},
+    "kernels": {"kernels", "train.extension_cache"},
+    "model": {"config", "batch", "kernels", "model"},
+    "train": {"config", "durable", "batch", "data", "kernels", "model", "train"},
     "finetune": {"config", "config_finetune", "config_sift", "durable", "batch", "data", "model", "train", "finetune"},
     "convert": {
         "config",
