@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from deberta_scale.kernels import reference, skew
+from deberta_scale.kernels import cpu, cpu_build, reference, skew
 from deberta_scale.kernels.dropout import kept
 from deberta_scale.kernels.signature import AttentionKernel, Dropout, document_bounds
 from tests.attention_cases import attention_pair_by_pair, random_case
 
-KERNELS = {"reference": reference.attention, "skew": skew.attention}
+KERNELS = {"reference": reference.attention, "skew": skew.attention, "cpu": cpu.attention}
 TERMS = [("c2p", "p2c"), ("c2p",), ("p2c",), ()]
 
 
 @pytest.fixture(params=KERNELS)
 def kernel(request: pytest.FixtureRequest) -> AttentionKernel:
+    if request.param == "cpu" and (reason := cpu_build.why_not(torch.float32)):
+        pytest.skip(reason)
     return KERNELS[request.param]
 
 
