@@ -2,7 +2,8 @@
 
 Formulas, not measurements. ZeRO stage 1 divides the optimizer states by the ranks, 2 the gradients too, 3 the
 parameters too (Rajbhandari et al. 2020, section 5); buffers are those of `train.buffers`, which the engine sets.
-Activations are those of the reference attention. All sizes are bytes of one rank unless said otherwise.
+Activations are those of the reference attention; the compiled kernel, on CPUs, keeps and uses less. All sizes are bytes
+of one rank unless said otherwise.
 """
 
 import math
@@ -146,10 +147,10 @@ def activation_bytes(config: Config, checkpointing: bool) -> tuple[int, int]:
     dropout_mask = hidden_state if model.hidden_dropout_prob else 0
     table = _relative_rows(model) * model.hidden_size * element
     table_copies = table * (2 if model.hidden_dropout_prob else 0)  # the dropped table of each layer and its mask
-    layer = rows * _layer_bytes(model, element, length, length) + table_copies
-    decoder = rows * DECODER_PASSES * _layer_bytes(model, element, predicted, length) + hidden_state + table_copies
-    index = INDEX_BYTES * length if table else 0  # rows of the table for one place: one square for all, the decoder's
-    decoder += index * rows * predicted
+    index = INDEX_BYTES * length if table else 0  # rows of the table for one query place and all keys
+    layer = rows * _layer_bytes(model, element, length, length) + table_copies + index * length
+    decoder_pass = rows * (_layer_bytes(model, element, predicted, length) + index * predicted)
+    decoder = DECODER_PASSES * decoder_pass + hidden_state + table_copies
 
     embeddings = hidden_state + dropout_mask
     if model.word_embedding_size != model.hidden_size:
@@ -158,7 +159,7 @@ def activation_bytes(config: Config, checkpointing: bool) -> tuple[int, int]:
     if convolution:
         convolution += dropout_mask + 2 * hidden_state  # inputs of the activation function and of LayerNorm
     head = rows * predicted * (model.hidden_size + 3 * model.word_embedding_size) * element
-    outside = embeddings + convolution + head + table + index * length
+    outside = embeddings + convolution + head + table
 
     ordinary_layers = model.num_hidden_layers if model.baseline else model.num_hidden_layers - 1
     decoders = 0 if model.baseline else 1
@@ -188,7 +189,7 @@ def _layer_bytes(model: ModelConfig, element: int, queries: float, keys: int) ->
     per_key = element * width + FP32_BYTES * width * (1 + from_position)
     tables = FP32_BYTES * width * table_rows * (to_position + from_position)
     by_row = FP32_BYTES * heads * table_rows * (to_position * queries + from_position * keys)
-    per_pair = FP32_BYTES + element * (2 if model.attention_probs_dropout_prob else 1)
+    per_pair = FP32_BYTES + element + (1 if model.attention_probs_dropout_prob else 0)  # one byte: is it dropped?
     pairs = queries * keys * (heads * per_pair + 1)  # and one byte: may it look?
     return per_query * queries + per_key * keys + tables + by_row + pairs
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
-from deberta_scale.model.attention import View
 from deberta_scale.model.encoder import Encoded, Layer
 from deberta_scale.model.sizes import DECODER_PASSES
 
@@ -26,20 +25,16 @@ def decode_masks(layer: Layer, encoded: Encoded, positions: torch.Tensor, batch:
     num_queries = batch.max_predictions_per_row
     counts = rows.new_zeros(num_rows).index_add_(0, rows, torch.ones_like(rows))
     starts = counts.cumsum(0) - counts
-    # Predicted places are laid out as [B, Q]; slots that a row does not fill may see nothing and are never read.
+    # Predicted places are laid out as [B, Q]; slots that a row does not fill are blank and never read.
     slots = rows * num_queries + torch.arange(len(rows), device=rows.device) - starts[rows]
 
-    def lay_out(values: torch.Tensor) -> torch.Tensor:
-        blank = values.new_zeros(num_rows * num_queries, *values.shape[1:])
-        return blank.index_copy(0, slots, values).unflatten(0, (num_rows, num_queries))
+    def lay_out(values: torch.Tensor, blank: int) -> torch.Tensor:
+        blanks = values.new_full((num_rows * num_queries, *values.shape[1:]), blank)
+        return blanks.index_copy(0, slots, values).unflatten(0, (num_rows, num_queries))
 
     keys = layer.keys(encoded.hidden, encoded.relative_table)
-    table_rows = encoded.view.relative_rows
-    view = View(
-        allowed=lay_out(encoded.view.allowed[rows, places]),
-        relative_rows=None if table_rows is None else lay_out(table_rows[places]),
-    )
-    queries = lay_out(encoded.hidden[rows, places] + positions)
+    view = encoded.view._replace(query_places=lay_out(places, blank=-1))
+    queries = lay_out(encoded.hidden[rows, places] + positions, blank=0)
     for _ in range(DECODER_PASSES):
         queries = layer(queries, keys, view)
     return queries.reshape(-1, size)[slots]

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from deberta_scale.config import ModelConfig
-from deberta_scale.model.attention import DisentangledSelfAttention, Keys, View
-from deberta_scale.model.relative import square_rows
+from deberta_scale.kernels.signature import Keys, View, document_bounds
+from deberta_scale.model.attention import DisentangledSelfAttention
+from deberta_scale.model.relative import rows_by_distance
 
 
 class Encoded(NamedTuple):
@@ -156,13 +157,12 @@ class Encoder(nn.Module):
 
     def forward(self, embedded: torch.Tensor, segment_ids: torch.Tensor, num_layers: int) -> Encoded:
         """Run the first `num_layers` layers on embeddings [B, L, E]."""
-        same_document = segment_ids[:, :, None] == segment_ids[:, None, :]
         rows = (
-            square_rows(segment_ids.size(1), self.config, segment_ids.device)
+            rows_by_distance(segment_ids.size(1), self.config, segment_ids.device)
             if self.config.relative_attention
             else None
         )
-        view = View(same_document & (segment_ids > 0)[:, None, :], rows)
+        view = View(*document_bounds(segment_ids), rows, query_places=None)
         table = self.relative_table(segment_ids.device)
         hidden = embedded
         for number, layer in enumerate(self.layer[:num_layers]):

@@ -38,8 +38,7 @@ def relative_rows(distances: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
-def square_rows(length: int, config: ModelConfig, device: torch.device) -> torch.Tensor:
-    """[length, length] int64: the row of the table for each pair (query place, key place) of a row of tokens."""
+def rows_by_distance(length: int, config: ModelConfig, device: torch.device) -> torch.Tensor:
+    """[2 * length - 1] int64: the row of the table for each distance in a row of tokens, 1 - length first."""
     with torch.inference_mode(False):  # what the cache keeps must serve training too
-        places = torch.arange(length, device=device)
-        return relative_rows(places[:, None] - places[None, :], config)
+        return relative_rows(torch.arange(1 - length, length, device=device), config)

@@ -9,7 +9,7 @@ import torch
 
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.convert.huggingface import export
-from deberta_scale.model.relative import square_rows
+from deberta_scale.model.relative import rows_by_distance
 from tests.exporting import CONFIGS, export_all, random_model, source_of
 from tests.rows import small_model_config
 
@@ -91,7 +91,8 @@ def test_distances_are_those_of_pretraining_at_the_released_sizes(buckets: int) 
     encoder = types.SimpleNamespace(position_buckets=buckets or -1, max_relative_positions=512)
     length, span = 1100, config.relative_span
     found = relative_distances(length, encoder, torch.device("cpu"))[0]
-    expected = square_rows(length, config, torch.device("cpu"))
+    places = torch.arange(length)
+    expected = rows_by_distance(length, config, torch.device("cpu"))[places[:, None] - places + length - 1]
     assert torch.equal((found + span).clamp(0, 2 * span - 1), expected)
 
 

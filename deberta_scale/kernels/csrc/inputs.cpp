@@ -31,13 +31,14 @@ Shape shape_of(const Arguments& arguments) {
   return shape;
 }
 
-// A contiguous tensor's numbers, or null for none.
+// A contiguous tensor's numbers, or null for no tensor; one without numbers is still one.
 template <typename T>
 const T* numbers(const std::optional<at::Tensor>& tensor, const char* name, at::ScalarType type) {
+  static const T no_numbers{};
   if (!tensor) return nullptr;
   TORCH_CHECK(
       tensor->is_contiguous() && tensor->scalar_type() == type, name, " must be contiguous and of type ", type);
-  return tensor->const_data_ptr<T>();
+  return tensor->numel() ? tensor->const_data_ptr<T>() : &no_numbers;
 }
 
 std::vector<Document> documents_of_row(

@@ -67,7 +67,7 @@ def decode_everywhere(model: PretrainingModel, batch: MaskedBatch) -> torch.Tens
 def test_masked_queries_give_the_logits_and_gradients_of_decoding_every_place(style: str) -> None:
     """R12."""
     model = build(style)
-    batch = batch_of([[9, 6], [12], [4, 4, 5]], 16, [[1, 4, 10], [], [0, 6, 12, 3]])
+    batch = batch_of([[9, 6], [12], [4, 4, 5]], 16, [[1, 4, 10], [], [0, 3, 6, 12]])
     outcomes = []
     for logits in (model.logits(batch), decode_everywhere(model, batch)):
         loss = torch.nn.functional.cross_entropy(logits, batch.predict_ids)

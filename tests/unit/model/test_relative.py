@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deberta_scale.model.relative import log_buckets, relative_rows, square_rows
+from deberta_scale.model.relative import log_buckets, relative_rows, rows_by_distance
 from tests.rows import small_model_config
 
 
@@ -29,9 +29,9 @@ def test_buckets_follow_the_definition_and_stay_in_the_last_one_beyond_the_range
 
 def test_released_configuration_reads_511_of_its_512_rows() -> None:
     config = small_model_config(position_buckets=256, max_relative_positions=512)
-    rows = square_rows(512, config, torch.device("cpu"))
-    assert len(rows.unique()) == 511 and rows.min() == 1 and rows.max() == 511
-    assert rows[7, 7] == 256 and rows[9, 7] == 258 and rows[7, 9] == 254
+    rows = rows_by_distance(512, config, torch.device("cpu"))
+    assert len(rows) == 1023 and len(rows.unique()) == 511 and rows.min() == 1 and rows.max() == 511
+    assert rows[511] == 256 and rows[511 + 2] == 258 and rows[511 - 2] == 254
 
 
 def test_linear_distances_are_clamped_into_the_table() -> None:
