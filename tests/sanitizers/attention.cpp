@@ -1,0 +1,76 @@
+// Forward and backward over awkward shapes: compiled with sanitizers and run by attention.py.
+#include <ATen/ATen.h>
+
+#include <cstdio>
+
+#include "backward.h"
+#include "forward.h"
+
+namespace {
+
+using deberta_scale::Arguments;
+
+// Documents of `sizes` in a row of `length`, every third place asking when `some_ask`.
+template <typename T>
+void run(
+    const std::vector<int64_t>& sizes, int64_t length, int64_t head_size, bool c2p, bool p2c, bool some_ask,
+    double drop_probability) {
+  const int64_t rows = 2, heads = 2, table_rows = 7;
+  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+  at::Tensor starts = at::zeros({rows, length}, at::kLong), ends = at::zeros({rows, length}, at::kLong);
+  std::vector<int64_t> asking;
+  int64_t place = 0;
+  for (const int64_t size : sizes) {
+    starts[0].slice(0, place, place + size).fill_(place);
+    ends[0].slice(0, place, place + size).fill_(place + size);
+    for (int64_t query = place; query < place + size; query += 3) asking.push_back(query);
+    place += size;
+  }
+  std::optional<at::Tensor> places, relative_key, relative_query;
+  int64_t queries = length;
+  if (some_ask) {
+    queries = static_cast<int64_t>(asking.size());
+    places = at::full({rows, queries}, -1, at::kLong);
+    places->select(0, 0).copy_(at::tensor(asking, at::kLong));
+  }
+  if (c2p) relative_key = at::randn({table_rows, heads, head_size}).to(options);
+  if (p2c) relative_query = at::randn({table_rows, heads, head_size}).to(options);
+  const std::optional<at::Tensor> by_distance = at::randint(table_rows, {2 * length - 1}, at::kLong);
+  const at::Tensor query = at::randn({rows, queries, heads, head_size}).to(options);
+  const at::Tensor key = at::randn({rows, length, heads, head_size}).to(options);
+  const at::Tensor value = at::randn({rows, length, heads, head_size}).to(options);
+  const Arguments arguments{query, key,         value,  relative_key, relative_query,   starts,
+                            ends,  by_distance, places, 0.2,          drop_probability, 5};
+  const auto inputs = deberta_scale::inputs_of<T>(arguments);
+  at::Tensor output = at::zeros_like(query), log_sums = at::zeros({rows, heads, queries});
+  deberta_scale::attention_forward<T>(inputs, output.data_ptr<T>(), log_sums.data_ptr<float>());
+  at::Tensor of_query = at::zeros_like(query), of_key = at::zeros_like(key), of_value = at::zeros_like(value);
+  at::Tensor of_tables = at::zeros({2, deberta_scale::parts_of(inputs.shape), table_rows, heads, head_size});
+  deberta_scale::attention_backward<T>(
+      inputs, {query.const_data_ptr<T>(), output.const_data_ptr<T>(), log_sums.const_data_ptr<float>()},
+      {of_query.data_ptr<T>(), of_key.data_ptr<T>(), of_value.data_ptr<T>(), of_tables[0].data_ptr<float>(),
+       of_tables[1].data_ptr<float>()});
+  for (const at::Tensor& result : {output, of_query, of_key, of_value, of_tables})
+    TORCH_CHECK(result.isfinite().all().item<bool>(), "a result is not finite");
+}
+
+template <typename T>
+void run_all() {
+  run<T>({1}, 1, 1, true, true, false, 0.0);
+  run<T>({33, 31, 2}, 70, 5, true, true, false, 0.1);
+  run<T>({33, 31, 2}, 70, 40, true, true, true, 0.1);
+  run<T>({129, 160}, 289, 64, true, true, false, 0.0);
+  run<T>({129, 160}, 300, 16, true, true, true, 0.0);
+  run<T>({128}, 128, 32, true, false, false, 0.5);
+  run<T>({200}, 200, 32, false, true, true, 0.5);
+  run<T>({40}, 64, 32, false, false, false, 0.0);
+  run<T>({}, 20, 8, true, true, false, 0.0);
+}
+
+}  // namespace
+
+int main() {
+  run_all<float>();
+  run_all<c10::BFloat16>();
+  std::puts("nothing found");
+}
