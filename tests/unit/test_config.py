@@ -104,7 +104,7 @@ def test_missing_and_broken_files_are_errors(tmp_path: Path) -> None:
     broken.write_text("model: [")
     assert "not valid YAML" in message_of(broken)
     broken.write_text("just text")
-    assert "expected keys such as run_dir: and model: and data:" in message_of(broken)
+    assert "expected keys such as run_dir: and model: and batch:" in message_of(broken)
 
 
 @pytest.mark.parametrize(
