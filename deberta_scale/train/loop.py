@@ -10,6 +10,7 @@ import torch
 
 from deberta_scale.config import RunConfig
 from deberta_scale.data.loader import StepData
+from deberta_scale.kernels.choice import choose
 from deberta_scale.train import checkpoint, distributed, run_directory, watchdog
 from deberta_scale.train import engine as engines
 from deberta_scale.train.announcement import epochs_in_words
@@ -136,6 +137,8 @@ class Run:
             f" {engine.activation_checkpointing}, {self.engine.device}, {torch.get_num_threads()} thread(s) a rank;"
             f" matrix products reach {self.peak_flops / 1e12:.2f} TFLOP/s over all ranks, the 100 % of MFU"
         )
+        kernel = choose(self.engine.device, engines.DTYPES[engine.precision], all_places_ask=True)
+        self.log.say(f"attention: kernel {kernel.name}, since {kernel.why}")
 
     def go(self) -> int:
         """Train to the last step or to a stop; returns the exit code.
