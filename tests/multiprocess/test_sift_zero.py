@@ -67,7 +67,7 @@ def test_stages_accumulation_and_checkpointing_give_one_process_s_numbers(
     group: str, expected: Any, on_two_ranks: Any
 ) -> None:
     assert all(penalty > 0.01 for _, penalty, _ in expected), "the penalty is part of what is compared"
-    assert_close(on_two_ranks[group], expected, 1e-5)
+    assert_close(on_two_ranks[group], expected, 1e-4)
 
 
 @pytest.mark.parametrize("group", ROUNDED)

@@ -34,7 +34,9 @@ BEFORE, AFTER = range(5), range(5, 7)
 
 def build_extensions(offload: str) -> None:
     """As the runs of the other tests build them, so that none finds a build half done."""
-    engine._build_extensions(SimpleNamespace(engine=SimpleNamespace(offload_optimizer=offload)), torch.device("cpu"))
+    engine._build_extensions(
+        SimpleNamespace(engine=SimpleNamespace(offload_optimizer=offload, precision="fp32")), torch.device("cpu")
+    )
 
 
 def write(state: Any, directory: Path) -> None:
