@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from deberta_scale.config_data import PositiveInt, Section
 
 Divergence = Literal["symmetric_kl", "kl", "mse"]
-Task = Literal["classification", "regression", "spans", "tokens", "multiple_choice"]
+Head = Literal["classification", "regression", "choice", "tokens", "span"]
+"""What a model answers with: a label or a number of each text, one of several choices, a label of each token, the two
+ends of a span of tokens."""
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
@@ -72,11 +74,11 @@ class SiftConfig(Section):
     def keeps_dropout(self) -> bool:
         return self.same_dropout and self.compat == "none"
 
-    def losses(self, task: Task) -> tuple[Divergence, Divergence]:
+    def losses(self, task: Head) -> tuple[Divergence, Divergence]:
         """(inner, outer) for a task. Raises ValueError for a loss, or a mode, that means nothing there."""
-        if self.compat == "official" and task not in ("classification", "multiple_choice"):
+        if self.compat == "official" and task not in ("classification", "choice"):
             raise ValueError(
-                f"sift.compat official knows classification and multiple_choice only, not {task}: the released code"
+                f"sift.compat official knows classification and choice only, not {task}: the released code"
                 " takes all places for labels to compare; use compat none"
             )
         default: Divergence = "mse" if task == "regression" else "symmetric_kl"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from deberta_scale.durable import write_durably
-from deberta_scale.train.extension_cache import VARIABLE, building_alone, cache_directory, killed_builds
+from deberta_scale.extension_cache import VARIABLE, building_alone, cache_directory, killed_builds
 
 INSTALL = "run `pip install -c constraints.txt -e .`"
 OPEN_FILES = 4096

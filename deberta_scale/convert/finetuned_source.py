@@ -1,6 +1,6 @@
 """What a fine-tuned model is read into: its shape, its weights by the names of its head, and what the head answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -11,8 +11,9 @@ from deberta_scale.config import ModelConfig
 from deberta_scale.convert.hub_config import CONFIG_FILE, read_json, read_model_config
 from deberta_scale.convert.source import ConversionError, Weights
 from deberta_scale.convert.stored import SAFETENSORS_FILE, open_stored
+from deberta_scale.finetune.heads import model_with_head
 from deberta_scale.finetune.tasks import Head
-from deberta_scale.model.heads import FineTuningModel, MultipleChoiceModel, SequenceModel, SpanModel, TokenModel
+from deberta_scale.model.heads import FineTuningModel
 
 DESCRIPTION_FILE = "finetuning.json"
 FORMAT_VERSION = 1
@@ -50,16 +51,8 @@ class FineTuned:
 
 def head_on_meta(config: ModelConfig, description: Description, head_dropout: float = 0.0) -> FineTuningModel:
     """The model without values: names and shapes only, no memory."""
-    num_labels = max(1, len(description.labels))
-    build: dict[Head, Callable[[], FineTuningModel]] = {
-        "classification": lambda: SequenceModel(config, num_labels, head_dropout),
-        "regression": lambda: SequenceModel(config, num_labels, head_dropout),
-        "choice": lambda: MultipleChoiceModel(config, head_dropout),
-        "tokens": lambda: TokenModel(config, num_labels, head_dropout),
-        "span": lambda: SpanModel(config),
-    }
     with torch.device("meta"):
-        return build[description.head]()
+        return model_with_head(description.head, config, len(description.labels), head_dropout)
 
 
 def check_weights(config: ModelConfig, weights: Weights, description: Description, source: Path | str) -> None:

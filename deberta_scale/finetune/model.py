@@ -4,27 +4,18 @@ Shape letters: B rows, C choices, L places, N labels.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from deberta_scale.config import ModelConfig
 from deberta_scale.config_sift import SiftConfig
-from deberta_scale.config_sift import Task as SiftTask
 from deberta_scale.finetune.features import IGNORED
+from deberta_scale.finetune.heads import model_with_head
 from deberta_scale.finetune.loader import TaskBatch
 from deberta_scale.finetune.sift import Sift
-from deberta_scale.finetune.tasks import Head, Task
-from deberta_scale.model.heads import FineTuningModel, MultipleChoiceModel, SequenceModel, SpanModel, TokenModel
-
-_SIFT_TASKS: Mapping[Head, SiftTask] = {
-    "classification": "classification",
-    "regression": "regression",
-    "choice": "multiple_choice",
-    "tokens": "tokens",
-    "span": "spans",
-}
+from deberta_scale.finetune.tasks import Task
 
 
 class TaskModel(nn.Module):
@@ -44,8 +35,11 @@ class TaskModel(nn.Module):
         """
         super().__init__()
         self.config, self.head = config, task.head
-        self.model = _model_of(task, config, head_dropout, checkpoint_activations)
-        self.sift = None if sift is None else Sift(self.model, sift, _SIFT_TASKS[task.head])
+        if head_dropout is not None and task.head == "span":
+            raise ValueError(f"head_dropout {head_dropout} has no effect on {task.name}, whose head has no dropout")
+        dropout = config.hidden_dropout_prob if head_dropout is None else head_dropout
+        self.model = model_with_head(task.head, config, len(task.labels.names), dropout, checkpoint_activations)
+        self.sift = None if sift is None else Sift(self.model, sift, task.head)
         self._recorded: list[torch.Tensor] | None = None
 
     def forward(self, batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,18 +108,3 @@ class TaskModel(nn.Module):
         if self.head == "span":
             return loss_sum / 2, is_counted.all(-1), is_right.all(-1)
         return loss_sum, is_counted, is_right
-
-
-def _model_of(
-    task: Task, config: ModelConfig, head_dropout: float | None, checkpoint_activations: bool
-) -> FineTuningModel:
-    if task.head == "span":
-        if head_dropout is not None:
-            raise ValueError(f"head_dropout {head_dropout} has no effect on {task.name}, whose head has no dropout")
-        return SpanModel(config, checkpoint_activations)
-    dropout = config.hidden_dropout_prob if head_dropout is None else head_dropout
-    if task.head == "choice":
-        return MultipleChoiceModel(config, dropout, checkpoint_activations)
-    if task.head == "tokens":
-        return TokenModel(config, len(task.labels.names), dropout, checkpoint_activations)
-    return SequenceModel(config, max(1, len(task.labels.names)), dropout, checkpoint_activations)

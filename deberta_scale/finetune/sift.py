@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from deberta_scale.config_sift import SiftConfig, Task
+from deberta_scale.config_sift import Head, SiftConfig
 from deberta_scale.finetune.sift_losses import (
     Apart,
     all_apart,
@@ -67,10 +67,10 @@ class Sift:
     Raises ValueError when the config does not suit the task, or the model has none of the modules to perturb.
     """
 
-    def __init__(self, model: nn.Module, config: SiftConfig, task: Task) -> None:
+    def __init__(self, model: nn.Module, config: SiftConfig, task: Head) -> None:
         self.model = model
         self.config = config
-        self.task: Task = task
+        self.task: Head = task
         self.modules = modules_to_perturb(model, config.modules)
         self.inner_loss, self.outer_loss = config.losses(task)
         self.num_fallbacks = 0
@@ -85,8 +85,8 @@ class Sift:
         """Call `forward`, which runs the model on one batch, for the clean and the perturbed passes. `logits` finds
         in what it returns that which the task is about. A model in evaluation mode makes the clean pass only.
 
-        classification: [B, N]; regression: [B] or [B, 1]; multiple_choice: [B, C]; tokens: [B, L, N]; spans: a pair of
-        [B, L]. `counted`, bool: for spans and multiple_choice of the logits' shape, the places or choices that exist;
+        classification: [B, N]; regression: [B] or [B, 1]; choice: [B, C]; tokens: [B, L, N]; span: a pair of
+        [B, L]. `counted`, bool: for span and choice of the logits' shape, the places or choices that exist;
         for the others without the last dimension, the rows or tokens that count. Required for spans and tokens.
         Raises ValueError when outputs or `counted` are not of this form.
         """
@@ -184,7 +184,7 @@ class SiftedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, config: SiftConfig, task: Task, logits: Callable[[Any], Any] = _as_given
+        self, model: nn.Module, config: SiftConfig, task: Head, logits: Callable[[Any], Any] = _as_given
     ) -> None:
         super().__init__()
         self.model = model

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deberta_scale.config_sift import Divergence, Task
+from deberta_scale.config_sift import Divergence, Head
 
 SHAPES = {
     "classification": "logits [B, N] with N of 2 or more",
     "regression": "numbers [B] or [B, 1]",
-    "spans": "a pair of logits [B, L], of the first and of the last token",
+    "span": "a pair of logits [B, L], of the first and of the last token",
     "tokens": "logits [B, L, N] with N of 2 or more",
-    "multiple_choice": "logits [B, C] with C of 2 or more",
+    "choice": "logits [B, C] with C of 2 or more",
 }
-NUM_DIMENSIONS = {"classification": 2, "regression": 2, "spans": 2, "tokens": 3, "multiple_choice": 2}
+NUM_DIMENSIONS = {"classification": 2, "regression": 2, "span": 2, "tokens": 3, "choice": 2}
 COUNTED = {
-    "spans": "[B, L], true where a token may begin or end an answer, padding excluded",
+    "span": "[B, L], true where a token may begin or end an answer, padding excluded",
     "tokens": "[B, L], true for the tokens that have a label",
 }
 
@@ -37,7 +37,7 @@ def all_apart(divergences: torch.Tensor) -> Apart:
     return Apart(divergences.sum(), torch.full((), divergences.numel(), device=divergences.device))
 
 
-def logits_of_task(task: Task, outputs: Any) -> list[torch.Tensor]:
+def logits_of_task(task: Head, outputs: Any) -> list[torch.Tensor]:
     """A model's output as tensors of logits in fp32, one distribution (or number) in each last dimension.
 
     Raises ValueError when the output is not what the task gives.
@@ -48,7 +48,7 @@ def logits_of_task(task: Task, outputs: Any) -> list[torch.Tensor]:
         raise ValueError(f"SiFT of {task} needs {SHAPES[task]}, not {kinds}; say with `logits` where they are")
     if task == "regression":
         given = [tensor.unsqueeze(-1) if tensor.ndim == 1 else tensor for tensor in given]
-    fits = len(given) == (2 if task == "spans" else 1) and all(
+    fits = len(given) == (2 if task == "span" else 1) and all(
         tensor.ndim == NUM_DIMENSIONS[task] and (tensor.size(-1) == 1) == (task == "regression") for tensor in given
     )
     if not fits:
@@ -57,7 +57,7 @@ def logits_of_task(task: Task, outputs: Any) -> list[torch.Tensor]:
     return [tensor.float() for tensor in given]
 
 
-def check_counted(task: Task, logits: list[torch.Tensor], counted: torch.Tensor | None) -> None:
+def check_counted(task: Head, logits: list[torch.Tensor], counted: torch.Tensor | None) -> None:
     """Raise ValueError unless `counted` is what the task's `compare` takes."""
     if counted is None:
         if task in COUNTED:
@@ -72,7 +72,7 @@ def check_counted(task: Task, logits: list[torch.Tensor], counted: torch.Tensor 
 
 
 def compare(
-    task: Task,
+    task: Head,
     kind: Divergence,
     perturbed: list[torch.Tensor],
     clean: list[torch.Tensor],
@@ -117,8 +117,8 @@ def official_divergence(perturbed: torch.Tensor, clean: torch.Tensor) -> torch.T
     return -(log_c.exp().detach() * log_p + log_p.exp().detach() * log_c).sum(-1)
 
 
-def _counts_places(task: Task) -> bool:
-    return task in ("spans", "multiple_choice")
+def _counts_places(task: Head) -> bool:
+    return task in ("span", "choice")
 
 
 def _log_probabilities(logits: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:

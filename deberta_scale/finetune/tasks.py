@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deberta_scale.config_sift import Head
 from deberta_scale.finetune.readers import Form, Labels, LeftOut, ReadError, Record, columns
 from deberta_scale.finetune.readers_files import (
     ENDINGS,
@@ -34,7 +35,6 @@ from deberta_scale.finetune.readers_superglue import (
     wsc,
 )
 
-Head = Literal["classification", "regression", "choice", "tokens", "span"]
 SubmissionKind = Literal["glue", "superglue", "multirc", "record", "squad", "lines"]
 Files = tuple[tuple[str, ...], ...]
 """Ways in which a split is known to come: for each the names of its files (or RACE's directories), read in this order.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from deberta_scale.train.extension_cache import building_alone, cache_directory, clear_killed_builds
+from deberta_scale.extension_cache import building_alone, cache_directory, clear_killed_builds
 
 SOURCES = Path(__file__).parent / "csrc"
 NAME = "deberta_scale_attention"

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from deberta_scale.config import ConfigError, RunConfig
+from deberta_scale.extension_cache import building_alone, cache_directory, clear_killed_builds
 from deberta_scale.kernels import cpu_build
 from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train import allocator, distributed, offload_directory
 from deberta_scale.train.distributed import announce, open_control_group
 from deberta_scale.train.engine_json import deepspeed_json, refuse_without_effect
-from deberta_scale.train.extension_cache import building_alone, cache_directory, clear_killed_builds
 from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.optim import FRACTION, parameter_groups
 
@@ -133,8 +133,8 @@ def _prepare_machine(config: RunConfig, launch: Launch, device: torch.device) ->
 
 
 def _build_extensions(config: RunConfig, device: torch.device) -> None:
-    """Build the compiled parts this run needs, once per machine and environment. Without that of attention, of which
-    its first use tells, a run is slower; without the others it is not."""
+    """Build the compiled parts this run needs, once per machine and environment. A run without that of attention is
+    slower, and says so; one that lacks another is refused."""
     if device.type == "cpu":
         cpu_build.why_not(DTYPES[config.engine.precision])
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
@@ -150,9 +150,9 @@ def _build_extensions(config: RunConfig, device: torch.device) -> None:
         _build(builders)
 
 
-def build_for_offloading() -> None:
-    """Compile, ahead of any run, attention on CPUs and what optimizers in the host's memory and on its disk need:
-    minutes, once."""
+def build_ahead() -> None:
+    """Compile, ahead of any run, what runs on CPUs and optimizers in the host's memory and on its disk need: minutes,
+    once."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     cache_directory()
     cpu_build.why_not(torch.float32)

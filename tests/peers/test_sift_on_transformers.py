@@ -107,7 +107,7 @@ def test_tokens_and_spans_of_stock_heads() -> None:
     assert tokens.num_compared == 34 and tokens.penalty > 0
     reader = stock("Bert", "QuestionAnswering")
     rows = {"input_ids": BATCH.token_ids, "attention_mask": BATCH.segment_ids}
-    spans = Sift(reader, CONFIG, "spans")(
+    spans = Sift(reader, CONFIG, "span")(
         lambda: reader(**rows), lambda outputs: (outputs.start_logits, outputs.end_logits), is_text
     )
     assert spans.num_compared == 6 and spans.penalty > 0

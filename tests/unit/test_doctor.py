@@ -12,7 +12,7 @@ import pytest
 
 from deberta_scale import doctor
 from deberta_scale.doctor_ranks import compare_versions
-from deberta_scale.train.extension_cache import building_alone, clear_killed_builds
+from deberta_scale.extension_cache import building_alone, clear_killed_builds
 from tests.launching import ROOT, start
 
 DOCTOR = ROOT / "launch" / "doctor.py"

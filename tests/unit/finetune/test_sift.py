@@ -213,12 +213,12 @@ def test_every_head_can_be_sifted() -> None:
     is_text = ROWS[1] > 0
     regression = SiftedModel(SequenceModel(config, 1, 0.0), PLAIN, "regression")(*ROWS)
     assert regression.penalty > 0 and regression.num_compared == 3
-    spans = SiftedModel(SpanModel(config), PLAIN, "spans")(*ROWS, counted=is_text)
+    spans = SiftedModel(SpanModel(config), PLAIN, "span")(*ROWS, counted=is_text)
     assert spans.penalty > 0 and spans.num_compared == 6
     labelled = is_text & (torch.arange(17) % 2 == 0)
     tokens = SiftedModel(TokenModel(config, 5, 0.0), PLAIN, "tokens")(*ROWS, counted=labelled)
     assert tokens.penalty > 0 and tokens.num_compared == labelled.sum()
-    choice = SiftedModel(MultipleChoiceModel(config, 0.0), PLAIN, "multiple_choice")(ROWS[0][None], ROWS[1][None])
+    choice = SiftedModel(MultipleChoiceModel(config, 0.0), PLAIN, "choice")(ROWS[0][None], ROWS[1][None])
     assert choice.penalty > 0 and choice.num_compared == 1
     nothing = SiftedModel(TokenModel(config, 5, 0.0), PLAIN, "tokens")(*ROWS, counted=torch.zeros_like(is_text))
     assert nothing.penalty == 0 and nothing.num_compared == 0

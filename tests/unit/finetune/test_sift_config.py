@@ -29,11 +29,11 @@ def test_options_without_meaning_are_refused(options: dict[str, Any], words: str
 def test_the_losses_of_a_task_are_those_that_mean_something_there() -> None:
     config = SiftConfig(weight=1)
     assert config.losses("regression") == ("mse", "mse")
-    assert config.losses("spans") == ("symmetric_kl", "symmetric_kl")
+    assert config.losses("span") == ("symmetric_kl", "symmetric_kl")
     assert SiftConfig(weight=1, inner_loss="kl").losses("tokens") == ("kl", "symmetric_kl")
     with pytest.raises(
         ValueError, match=r"sift\.outer_loss kl compares distributions, and a regression gives a number"
     ):
         SiftConfig(weight=1, outer_loss="kl").losses("regression")
-    with pytest.raises(ValueError, match="official knows classification and multiple_choice only, not spans"):
-        SiftConfig(weight=1, compat="official").losses("spans")
+    with pytest.raises(ValueError, match="official knows classification and choice only, not span"):
+        SiftConfig(weight=1, compat="official").losses("span")

@@ -95,7 +95,7 @@ def test_only_labelled_tokens_count() -> None:
 def test_spans_are_two_distributions_over_the_places_that_exist() -> None:
     clean, perturbed = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
     exist = torch.arange(6) < torch.tensor([[4], [6], [5]])
-    apart = compare("spans", "kl", list(perturbed), list(clean), exist)
+    apart = compare("span", "kl", list(perturbed), list(clean), exist)
     expected = sum(
         kl(clean[which, row, :size], perturbed[which, row, :size])
         for which in (0, 1)
@@ -107,7 +107,7 @@ def test_spans_are_two_distributions_over_the_places_that_exist() -> None:
 
 def test_choices_that_do_not_exist_are_left_out_and_rows_that_do_not_count_too() -> None:
     exist = torch.tensor([[1, 1, 1, 0, 0]] * 4).bool()
-    apart = compare("multiple_choice", "kl", [PERTURBED], [CLEAN], exist)
+    apart = compare("choice", "kl", [PERTURBED], [CLEAN], exist)
     torch.testing.assert_close(apart.total, kl(CLEAN[:, :3], PERTURBED[:, :3]).sum())
     assert apart.num_compared == 4
     apart = compare("classification", "kl", [PERTURBED], [CLEAN], torch.tensor([1, 0, 0, 1]).bool())
@@ -130,7 +130,7 @@ def test_a_regression_compares_numbers(shape: tuple[int, ...]) -> None:
         ("classification", torch.zeros(4, 1), r"\[B, N\] with N of 2 or more; the model gave \[4, 1\]"),
         ("classification", {"logits": 1}, "not dict; say with `logits`"),
         ("regression", torch.zeros(4, 2), r"numbers \[B\] or \[B, 1\]; the model gave \[4, 2\]"),
-        ("spans", torch.zeros(4, 8), r"a pair of logits \[B, L\]"),
+        ("span", torch.zeros(4, 8), r"a pair of logits \[B, L\]"),
         ("tokens", torch.zeros(4, 8), r"\[B, L, N\]"),
     ],
 )
@@ -141,10 +141,10 @@ def test_an_output_of_another_task_is_refused(task: Task, outputs: object, words
 
 def test_what_counts_must_be_said_and_fit() -> None:
     tokens, spans = [torch.zeros(2, 4, 3)], [torch.zeros(2, 4)] * 2
-    for task, logits in (("tokens", tokens), ("spans", spans)):
+    for task, logits in (("tokens", tokens), ("span", spans)):
         with pytest.raises(ValueError, match=f"SiFT of {task} needs `counted`"):
             check_counted(task, logits, None)
     with pytest.raises(ValueError, match=r"of shape \[2, 4\], bool; given: \[2, 4\], int64"):
         check_counted("tokens", tokens, torch.ones(2, 4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"given: \[2\], bool"):
-        check_counted("multiple_choice", [torch.zeros(2, 4)], torch.ones(2).bool())
+        check_counted("choice", [torch.zeros(2, 4)], torch.ones(2).bool())

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from deberta_scale.config_sift import SiftConfig
-from deberta_scale.config_sift import Task as SiftTask
 from deberta_scale.finetune.features import IGNORED
 from deberta_scale.finetune.loader import FineTuningLoader, TaskBatch
 from deberta_scale.finetune.model import TaskModel
@@ -18,13 +17,6 @@ from tests.rows import small_model_config
 from tests.task_rows import OF_HEAD, random_rows
 
 SIFT = SiftConfig(weight=2.0, initial_noise=0.05, step_size=0.1)
-SIFT_TASKS: dict[Head, SiftTask] = {
-    "classification": "classification",
-    "regression": "regression",
-    "choice": "multiple_choice",
-    "tokens": "tokens",
-    "span": "spans",
-}
 HEADS = list(OF_HEAD)
 
 
@@ -146,7 +138,7 @@ def test_with_sift_the_mean_is_that_of_the_loss_and_of_the_penalty(head: Head) -
     loss_sum, counted, correct = sums(plain, batch)
     compared = {"span": batch.segment_ids > 0, "tokens": batch.targets != IGNORED}
     torch.manual_seed(7)
-    sifted = Sift(plain.model, SIFT, SIFT_TASKS[head])(
+    sifted = Sift(plain.model, SIFT, head)(
         lambda: plain.model(batch.token_ids, batch.segment_ids), counted=compared.get(head)
     )
     assert sifted.penalty > 0
@@ -183,5 +175,5 @@ def test_the_dropout_of_the_head_is_the_encoders_unless_given_and_refused_where_
 
 
 def test_sift_that_does_not_suit_the_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="official knows classification and multiple_choice only, not spans"):
+    with pytest.raises(ValueError, match="official knows classification and choice only, not span"):
         model_of("span", SiftConfig(weight=1.0, compat="official"))

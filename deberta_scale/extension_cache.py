@@ -1,4 +1,4 @@
-"""Where the parts that DeepSpeed compiles are kept, and who may build there. Imports no torch.
+"""Where compiled parts are kept, ours and DeepSpeed's, and who may build there. Imports no torch.
 
 torch guards each build with a file `lock` beside it, on which every later build waits for ever when the first was
 killed. So builds happen under a lock of our own, which the kernel releases with its owner: whoever holds it knows that
