@@ -11,7 +11,7 @@ from deberta_scale.convert.finetuned import description_of, export
 from deberta_scale.convert.finetuned_source import FineTuned
 from deberta_scale.convert.formats import open_source
 from deberta_scale.convert.source import Weights
-from deberta_scale.finetune.objective import FineTuning
+from deberta_scale.finetune.objective import FineTuning, evaluations_in
 from deberta_scale.finetune.result import EXPORT_DIR, Result, read_result, settings_of, write_result
 from deberta_scale.finetune.sweep import Variation, write_table
 from deberta_scale.train import checkpoint, distributed, watchdog
@@ -38,23 +38,34 @@ def fine_tune(config: FineTuneConfig, launch: Launch, interrupt: Interrupt | Non
             print(f"finished already: {_told(config, found)}", flush=True)
         return EXIT_DONE
     watchdog.enter("start: reading the task")
-    objective = distributed.together(lambda: FineTuning(config, open_source(config.init_from)))
+    history = distributed.on_main(lambda: evaluations_in(config.run_dir))
+    objective = distributed.together(lambda: FineTuning(config, open_source(config.init_from), history))
     run = Run(objective.config, launch, objective, interrupt)
     code = run.go()
     if code != EXIT_DONE:
         return code
     watchdog.enter("export")
-    result = distributed.on_main(lambda: _conclude(config, objective, run.step))
+    result = distributed.on_main(lambda: conclude(config, objective, run.step))
     if launch.is_main:
         print(_told(config, result), flush=True)
     return EXIT_DONE
 
 
-def _conclude(config: FineTuneConfig, objective: FineTuning, last_step: int) -> Result:
-    step = objective.best_step(last_step)
-    assert step is not None, "a run judges its last step"
-    best = checkpoint.checkpoint_dir(config.run_dir, step)
-    checkpoint.verify(best)
+def conclude(config: FineTuneConfig, objective: FineTuning, last_step: int) -> Result:
+    """Export the best checkpoint that is whole, write the result, remove the checkpoints. On one rank.
+
+    Raises CheckpointError when none is whole, and ConversionError as `export`.
+    """
+    evaluated = [checkpoint.checkpoint_dir(config.run_dir, step) for step in objective.steps_best_first(last_step)]
+    kept = [path for path in evaluated if path.exists()]  # a save may have failed, which the run went on from
+    best = checkpoint.first_whole(kept, print)
+    if best is None:
+        raise checkpoint.CheckpointError(
+            f"{config.run_dir / 'checkpoints'} holds no whole checkpoint that was judged, so there is nothing to export"
+        )
+    step = checkpoint.step_of(best)
+    if best != evaluated[0]:
+        print(f"{evaluated[0].name} was better than {best.name}, which is exported, but was not saved", flush=True)
     result = Result(
         task=objective.task.name,
         metric=objective.metric,

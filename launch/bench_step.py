@@ -40,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--memory", choices=("reused", "default"), default="reused", help="as training sets it, or as glibc does"
     )
     parser.add_argument("--turns", type=positive_int, default=5, help="of each side; the median counts (default: 5)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of time a token against the length")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -56,8 +55,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         allocator.keep_freed_memory()
     peak = measure_matmul_flops(torch.device("cpu"), DTYPES[arguments.dtype])
     rows = [row for length in arguments.length for row in _rows(arguments, _work(arguments, length), peak)]
-    if arguments.plot is not None:
-        _plot(rows, arguments.plot)
     settings = {key: getattr(arguments, key) for key in ("layers", "dtype", "dropout", "threads", "memory", "turns")}
     return {"peak_flops": peak, "torch": torch.__version__, "whole": arguments.whole, **settings, "rows": rows}
 
@@ -163,18 +160,3 @@ def as_text(result: dict[str, Any]) -> str:
             f"{row['slowest']:>9.1f}{row['tokens_per_second']:>10,.0f}{row['peak_mib']:>10,.0f}  {told}"
         )
     return "\n".join(lines)
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib, which is not installed; pip install matplotlib")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots()
-    for name in dict.fromkeys(row["name"] for row in rows):
-        of_side = [row for row in rows if row["name"] == name]
-        micros = [1e6 / row["tokens_per_second"] for row in of_side]
-        axes.plot([row["length"] for row in of_side], micros, marker="o", label=name)
-    axes.set(xlabel="length", ylabel="µs a token", xscale="log", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path)

@@ -13,7 +13,6 @@ numbers, of questions the probabilities of spans of characters (the 20 likeliest
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,6 @@ def _check(directories: Sequence[Path], arguments: argparse.Namespace) -> None:
         raise ValueError("--ensemble has no effect on one model; give two or more")
     if arguments.predictions is not None and len(directories) > 1 and not arguments.ensemble:
         raise ValueError(f"--predictions with {len(directories)} models: whose? Give one model, or --ensemble")
-    for package, name in (("sklearn", "scikit-learn"), ("scipy", "scipy")):
-        if find_spec(package) is None:
-            raise ValueError(f"measuring needs {name}, which is not installed; pip install {name}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ from deberta_scale.train.metrics import duration
 from deberta_scale.train.objective import Judgement
 from deberta_scale.train.state import SAMPLES_VERSION, GuardState, TrainState
 
+History = Sequence[tuple[int, dict[str, float]]]
+"""Of evaluations: after how many steps, and what they found, by names such as `validation/accuracy`."""
 ENCODER = "deberta."
 """Names that a pretrained model and a head share."""
 _SETTINGS = ("model", "seed", "init_from", "from_scratch", "task", "head_dropout", "sift")
@@ -62,8 +64,9 @@ class FineTuning:
 
     without_targets = "no row of this step has a label"
 
-    def __init__(self, written: FineTuneConfig, pretrained: InitialModel) -> None:
-        """Read and tokenize the task's examples, and resolve the config; on every rank by itself.
+    def __init__(self, written: FineTuneConfig, pretrained: InitialModel, history: History = ()) -> None:
+        """Read and tokenize the task's examples, and resolve the config; on every rank by itself. `history`: what
+        evaluations of earlier starts found, see `evaluations_in`.
 
         Raises ValueError for whatever does not fit: the task, its files, its labels, the tokenizer, the length.
         """
@@ -82,7 +85,7 @@ class FineTuning:
         with torch.device("meta"):
             self.build_model()  # refuses settings that the head or SiFT does not know, before anything is made
         self.flops_per_step = self._flops_per_step()
-        self._history: list[tuple[int, dict[str, float]]] = []
+        self._history = list(history)
 
     def _flops_per_step(self) -> float:
         lengths = [sum(map(len, row.sequences)) for row in self.train_split.features.rows]
@@ -116,7 +119,6 @@ class FineTuning:
         spread = {"micro_sequences": batch.micro_sequences, "rank": launch.rank, "world_size": launch.world_size}
         self.training_data = FineTuningLoader(self.train_split.features.rows, seed=seed, **spread)
         self.held_out = [FineTuningLoader(split.features.rows, seed=seed, **spread) for split in self.held_out_splits]
-        self._history = distributed.on_main(lambda: _history_in(self.config.run_dir / "log.jsonl", self.metric))
 
     @property
     def metric(self) -> str:
@@ -187,8 +189,12 @@ class FineTuning:
 
     def best_step(self, step: int) -> int | None:
         """The first of the best ones."""
-        seen = [(at, values[self.metric]) for at, values in self._history if at <= step]
-        return max(seen, key=lambda entry: entry[1])[0] if seen else None
+        return next(iter(self.steps_best_first(step)), None)
+
+    def steps_best_first(self, step: int) -> list[int]:
+        """Those up to `step` after which there was an evaluation; of equals the earlier first."""
+        seen = [(-values[self.metric], at) for at, values in self._history if at <= step]
+        return [at for _, at in sorted(seen)]
 
     def results_at(self, step: int) -> dict[str, float]:
         """What the evaluation after `step` steps found."""
@@ -224,10 +230,11 @@ class FineTuning:
         return evaluate(self.task, split.examples, predictions) | loss
 
 
-def _history_in(log: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
+def evaluations_in(run_dir: Path) -> History:
     """Steps and findings of the evaluations in a run's log; a last line that was cut is none."""
+    log = run_dir / "log.jsonl"
     if not log.exists():
         return []
-    records = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    found = [record for record in records if record.get("kind") == "evaluation" and metric in record]
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    found = [record for record in records if record.get("kind") == "evaluation"]
     return [(record["step"], {key: record[key] for key in record if "/" in key}) for record in found]

@@ -104,7 +104,7 @@ class Run:
         self.log = distributed.together(lambda: RunLog(config.run_dir, launch.is_main, self.step))
         self.gradient_norm: float | None = None
         self.ended = objective.ended(self.step)
-        keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, self._best(), chosen)
+        keep = KeepPolicy(config.train.keep_last, config.train.keep_every_steps, best=self._best(), in_use=chosen)
         facts = {**self._facts, "resume": config.resume}
         self.saver = Saver(config.run_dir, facts, keep, self.log, launch.local_world_size)
         self.resumed_from = chosen

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from deberta_scale.config_file import load_as
 from deberta_scale.config_finetune import FineTuneConfig
+from deberta_scale.convert.finetuned_source import is_finetuned
 from deberta_scale.convert.formats import open_source
 from deberta_scale.convert.huggingface import export
 from deberta_scale.doctor_run import diagnose
 from deberta_scale.finetune.objective import FineTuning
+from deberta_scale.finetuning import conclude
 from tests.exporting import random_model, source_of
 from tests.launching import ROOT, Ranks, read_log, start
+from tests.published import publish_checkpoint
 from tests.rows import small_model_config
 
 FINETUNE = ROOT / "launch" / "finetune.py"
@@ -119,7 +124,7 @@ def test_killed_and_started_again_it_finds_the_same(config: Path, tmp_path: Path
     killed = tmp_path / "run"
     ranks = start(1, FINETUNE, config)
     kill_when(ranks, lambda: any((killed / "checkpoints").glob("step-*/COMPLETE")))
-    assert "resuming from" in finetune(config) or result_in(killed)
+    assert "resuming from" in finetune(config)
     for run_dir in (killed, tmp_path / "undisturbed"):
         assert [record["step"] for record in read_log(run_dir)] == list(range(1, 25))
     losses = [[record["loss"] for record in read_log(path)] for path in (killed, tmp_path / "undisturbed")]
@@ -178,18 +183,36 @@ def test_stopped_on_request_it_asks_to_be_started_again(config: Path, tmp_path: 
 
 
 def test_sift_trains_on_two_ranks_as_on_one(config: Path, tmp_path: Path) -> None:
-    words = ["sift.weight=1.0", "train.epochs=1", "engine.zero_stage=3"]
+    stage, adversary = (
+        ["train.epochs=1", "engine.zero_stage=3"],
+        "sift={weight: 1.0, initial_noise: 0.5, step_size: 0.5}",
+    )
     losses = []
     for ranks in (1, 2):
         run_dir = tmp_path / f"ranks-{ranks}"
-        finetune(config, f"run_dir={run_dir}", *words, ranks=ranks)
+        finetune(config, f"run_dir={run_dir}", adversary, *stage, ranks=ranks)
         losses.append([record["loss"] for record in read_log(run_dir)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and len(losses[0]) == 6
+    finetune(config, f"run_dir={tmp_path / 'plain'}", *stage)
+    plain = read_log(tmp_path / "plain")[0]["loss"]
+    assert losses[0][0] > 1.001 * plain, "the penalty is in the loss"
 
 
-def test_weights_are_left_out_where_pretraining_is_measured(config: Path, tmp_path: Path) -> None:
-    output = finetune(config, "from_scratch=true", "train.epochs=0.2")
+def test_weights_are_left_out_where_pretraining_is_measured(config: Path, place: Path, tmp_path: Path) -> None:
+    few = ["train.epochs=0.2", "optimizer.learning_rate=1e-5"]
+    output = finetune(config, "from_scratch=true", *few)
     assert "weights are fresh (from_scratch)" in output
+    finetune(config, f"run_dir={tmp_path / 'pretrained'}", *few)
+    name = "deberta.embeddings.word_embeddings.weight"
+    given, fresh, kept = (
+        load_file(directory / "model.safetensors")[name]
+        for directory in (
+            place / "pretrained",
+            tmp_path / "run" / "huggingface",
+            tmp_path / "pretrained" / "huggingface",
+        )
+    )
+    assert (kept - given).abs().max() < 1e-3 < 0.05 < (fresh - given).abs().max()
 
 
 @pytest.mark.parametrize(
@@ -245,6 +268,25 @@ def test_longer_texts_than_rows_are_cut_and_told(config: Path) -> None:
 
 def objective_of(config: FineTuneConfig) -> FineTuning:
     return FineTuning(config, open_source(config.init_from))
+
+
+def test_when_the_best_was_not_saved_the_next_best_is_exported_and_told(
+    config: Path, prepared_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run goes on from a save that failed once."""
+    settings = load_as(FineTuneConfig, config)
+    judged = [(step, {"validation/accuracy": accuracy}) for step, accuracy in ((6, 0.9), (12, 0.8), (18, 0.7))]
+    objective = FineTuning(settings, open_source(settings.init_from), judged)
+    torch.manual_seed(3)
+    weights = objective.build_model().state_dict()
+    run_dir = tmp_path / "run"
+    for step in (12, 18):
+        publish_checkpoint(run_dir, weights, step)
+    shutil.copytree(prepared_shards / "tokenizer", run_dir / "tokenizer")
+    result = conclude(settings, objective, last_step=18)
+    assert (result.step, result.values) == (12, judged[1][1])
+    assert "step-00000006 was better than step-00000012, which is exported" in capsys.readouterr().out
+    assert is_finetuned(run_dir / "huggingface") and not (run_dir / "checkpoints").exists()
 
 
 def test_other_labels_do_not_continue_a_run(config: Path, tmp_path: Path) -> None:

@@ -5,11 +5,8 @@ the results as JSON.
 """
 
 import contextlib
-import json
-import os
-import sys
 import weakref
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deberta_scale.config import Config
-from deberta_scale.config_file import load
 from deberta_scale.model.pretraining import PretrainingModel
 from deberta_scale.train import distributed
 from deberta_scale.train import engine as engines
@@ -25,7 +21,8 @@ from deberta_scale.train.engine_json import deepspeed_json
 from deberta_scale.train.engine_state import copy_state
 from deberta_scale.train.fragment_digest import digest_of_values
 from deberta_scale.train.initial_weights import initial_weights, set_weights
-from deberta_scale.train.launch_environment import Launch, read_launch
+from deberta_scale.train.launch_environment import Launch
+from tests.working import run_groups
 
 
 class LiveBytes(TorchDispatchMode):
@@ -75,7 +72,6 @@ def whole_weights(config: Config) -> dict[str, torch.Tensor]:
 
 def build(config: Config, launch: Launch, device: torch.device) -> dict[str, Any]:
     """How the engine's weights compare with those of the model built whole."""
-    config.run_dir.mkdir()
     whole = whole_weights(config)
     model = model_on_meta(config)
     weights, _ = initial_weights(config, model, None)
@@ -110,7 +106,6 @@ def gathered(engine: Any) -> contextlib.AbstractContextManager[Any]:
 
 def peaks(config: Config, launch: Launch, device: torch.device) -> dict[str, Any]:
     """Bytes that live at once while parameters are given memory; the values asked for at once when they are filled."""
-    config.run_dir.mkdir()
     model = model_on_meta(config)
     weights, _ = initial_weights(config, model, None)
     generated = deepspeed_json(config, launch.world_size, on_gpu=False)
@@ -128,18 +123,5 @@ def peaks(config: Config, launch: Launch, device: torch.device) -> dict[str, Any
     return {"materialising": materialising.peak, "held": held, "filled": sum(asked_for), "at_once": max(asked_for)}
 
 
-def main() -> None:
-    task, result, config_path, *rest = sys.argv[1:]
-    groups = " ".join(rest).split("-- ")[1:]
-    launch = read_launch(os.environ)
-    device = engines.start_process_group(launch)
-    results = []
-    for number, group in enumerate(groups):
-        run_dir = f"run_dir={Path(result).parent / f'{task}-{launch.world_size}-{launch.rank}-{number}'}"
-        results.append(globals()[task](load(config_path, [run_dir, *group.split()]), launch, device))
-    if launch.is_main:
-        Path(result).write_text(json.dumps(results))
-    distributed.end_process(0)
-
-
-main()
+TASKS: dict[str, Callable[..., Any]] = {"build": build, "peaks": peaks}
+run_groups(lambda task, *rest: TASKS[task](*rest))

@@ -5,25 +5,21 @@ numbers of each as JSON. The rows of a step are cut into micro-batches by their 
 numbers by it, so that ranks see what a single process sees.
 """
 
-import json
-import os
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from deberta_scale.config import Config
-from deberta_scale.config_file import load
 from deberta_scale.config_sift import SiftConfig
 from deberta_scale.finetune.sift import Sift, SiftedModel
 from deberta_scale.model.heads import SequenceModel
 from deberta_scale.model.initial import InitialWeights
-from deberta_scale.train import distributed
 from deberta_scale.train import engine as engines
 from deberta_scale.train.engine_update import update
 from deberta_scale.train.initial_weights import set_weights
-from deberta_scale.train.launch_environment import Launch, read_launch
+from deberta_scale.train.launch_environment import Launch
+from tests.working import run_groups
 
 SIFT = SiftConfig(weight=2.0, initial_noise=0.1, step_size=0.2)
 LABELS = 3
@@ -41,7 +37,6 @@ def rows_of(micro_batch: int, config: Config) -> tuple[torch.Tensor, torch.Tenso
 
 def train(config: Config, launch: Launch, device: torch.device) -> list[list[float]]:
     """Of each step: the task's loss, the penalty, the norm of the gradient, over all ranks."""
-    config.run_dir.mkdir()
     with torch.device("meta"):
         checkpoints = config.engine.activation_checkpointing != "none"
         model = SequenceModel(config.model, LABELS, 0.0, checkpoints)
@@ -95,17 +90,5 @@ def data_parallel(config: Config, launch: Launch, device: torch.device) -> dict[
     return {"difference": (found - expected).abs().max().item(), "largest": expected.abs().max().item()}
 
 
-def main() -> None:
-    task, result, config_path, *rest = sys.argv[1:]
-    launch = read_launch(os.environ)
-    device = engines.start_process_group(launch)
-    results = []
-    for number, group in enumerate(" ".join(rest).split("-- ")[1:]):
-        run_dir = f"run_dir={Path(result).with_suffix('')}-{launch.rank}-{number}"
-        results.append(globals()[task](load(config_path, [run_dir, *group.split()]), launch, device))
-    if launch.is_main:
-        Path(result).write_text(json.dumps(results))
-    distributed.end_process(0)
-
-
-main()
+TASKS: dict[str, Callable[..., Any]] = {"train": train, "data_parallel": data_parallel}
+run_groups(lambda task, *rest: TASKS[task](*rest))

@@ -5,16 +5,11 @@ JSON the logits before a few steps with SiFT, the loss before and after them, an
 random numbers of a micro-batch begin by its number, so that ranks see what a single process sees.
 """
 
-import json
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from deberta_scale.config import Config
-from deberta_scale.config_file import load
 from deberta_scale.config_sift import SiftConfig
 from deberta_scale.finetune.inference import predict
 from deberta_scale.finetune.loader import FineTuningLoader
@@ -25,14 +20,14 @@ from deberta_scale.train import distributed
 from deberta_scale.train import engine as engines
 from deberta_scale.train.engine_update import update
 from deberta_scale.train.initial_weights import set_weights
-from deberta_scale.train.launch_environment import Launch, read_launch
+from deberta_scale.train.launch_environment import Launch
 from tests.task_rows import OF_HEAD, random_rows
+from tests.working import run_groups
 
 SIFT = SiftConfig(weight=2.0, initial_noise=0.1, step_size=0.2)
 
 
 def run(head: Head, config: Config, launch: Launch, device: torch.device) -> dict[str, Any]:
-    config.run_dir.mkdir()
     loader = FineTuningLoader(
         random_rows(head), config.seed, config.batch.micro_sequences, launch.rank, launch.world_size
     )
@@ -62,17 +57,4 @@ def step(engine: Any, number: int, data: Any, launch: Launch) -> float:
     return float(update(engine, float("inf")).norm)
 
 
-def main() -> None:
-    head, result, config_path, *rest = sys.argv[1:]
-    launch = read_launch(os.environ)
-    device = engines.start_process_group(launch)
-    results = []
-    for number, group in enumerate(" ".join(rest).split("-- ")[1:]):
-        run_dir = f"run_dir={Path(result).with_suffix('')}-{launch.rank}-{number}"
-        results.append(run(head, load(config_path, [run_dir, *group.split()]), launch, device))  # type: ignore[arg-type]
-    if launch.is_main:
-        Path(result).write_text(json.dumps(results))
-    distributed.end_process(0)
-
-
-main()
+run_groups(run)

@@ -8,35 +8,17 @@ import pytest
 from tests.launching import run_worker
 
 WORKER = Path(__file__).with_name("task_model_worker.py")
-CONFIG = """
-run_dir: runs/unused
-model:
-  vocab_size: 640
-  hidden_size: 48
-  num_hidden_layers: 2
-  num_attention_heads: 2
-  intermediate_size: 96
-  max_position_embeddings: 64
-  max_relative_positions: 64
-  position_buckets: 32
-  conv_kernel_size: 3
-  initializer_range: 0.1
-data: {shards: none, sequence_length: 64}
-batch: {sequences: 4, micro_sequences: 2}
-optimizer: {learning_rate: 1e-2}
-engine: {zero_stage: 0, precision: fp32}
-train: {steps: 3}
-"""
+SMALL = ["model.initializer_range=0.1", "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
+SMALL += ["model.conv_kernel_size=3", "batch.sequences=4", "batch.micro_sequences=2", "train.steps=3"]
 
 
 @pytest.mark.parametrize("head", ["tokens", "choice"])
-def test_two_ranks_give_one_process_s_numbers(head: str, tmp_path: Path) -> None:
+def test_two_ranks_give_one_process_s_numbers(head: str, config_path: Path, tmp_path: Path) -> None:
     """Five rows, two in a batch: at the end rank 0 has one, rank 1 none."""
-    (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = (WORKER, tmp_path)
-    (one,) = run_worker(*arguments, 1, head, tmp_path / "config.yaml", ["engine.zero_stage=0"])
+    (one,) = run_worker(*arguments, 1, head, config_path, [*SMALL, "engine.zero_stage=0"])
     stages = [f"engine.zero_stage={stage}" for stage in (1, 3)]
-    for two in run_worker(*arguments, 2, head, tmp_path / "config.yaml", *([stage] for stage in stages)):
+    for two in run_worker(*arguments, 2, head, config_path, *([*SMALL, stage] for stage in stages)):
         assert two["norms"] == pytest.approx(one["norms"], rel=1e-4)
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
         for found, expected in zip(two["logits"], one["logits"], strict=True):

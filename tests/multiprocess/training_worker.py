@@ -6,23 +6,21 @@ Each `--` group is one training; the overrides before the first `--` belong to a
 
 import dataclasses
 import json
-import os
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import Config
-from deberta_scale.config_file import load
 from deberta_scale.data.loader import StepData
 from deberta_scale.train import distributed
-from deberta_scale.train.launch_environment import Launch, read_launch
+from deberta_scale.train.launch_environment import Launch
 from deberta_scale.train.loop import Run
 from deberta_scale.train.metrics import Totals
 from deberta_scale.train.pretraining import Pretraining
 from deberta_scale.train.step import train_step
+from tests.working import run_groups
 
 
 def losses(config: Config, launch: Launch) -> list[float]:
@@ -86,22 +84,7 @@ def empty_like(batch: MaskedBatch) -> MaskedBatch:
     return dataclasses.replace(batch, predict_positions=nothing, predict_ids=nothing, max_predictions_per_row=0)
 
 
-def main() -> None:
-    task, result, config_path, *rest = sys.argv[1:]
-    groups: list[list[str]] = [[]]
-    for word in rest:
-        if word == "--":
-            groups.append([])
-        else:
-            groups[-1].append(word)
-    launch = read_launch(os.environ)
-    results = []
-    for number, group in enumerate(groups[1:]):
-        run_dir = f"run_dir={Path(result).parent / f'{task}-{launch.world_size}-{number}'}"
-        results.append(globals()[task](load(config_path, [run_dir, *groups[0], *group]), launch))
-    if launch.is_main:
-        Path(result).write_text(json.dumps(results))
-    distributed.end_process(0)
-
-
-main()
+TASKS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (losses, gradient, without_predictions)
+}
+run_groups(lambda task, config, launch, _: TASKS[task](config, launch))

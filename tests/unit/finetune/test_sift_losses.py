@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from deberta_scale.config_sift import Divergence, Task
+from deberta_scale.config_sift import Divergence, Head
 from deberta_scale.finetune.sift_losses import check_counted, compare, divergence, logits_of_task, official_divergence
 
 torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_a_regression_compares_numbers(shape: tuple[int, ...]) -> None:
         ("tokens", torch.zeros(4, 8), r"\[B, L, N\]"),
     ],
 )
-def test_an_output_of_another_task_is_refused(task: Task, outputs: object, words: str) -> None:
+def test_an_output_of_another_task_is_refused(task: Head, outputs: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         logits_of_task(task, outputs)
 
