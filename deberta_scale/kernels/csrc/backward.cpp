@@ -33,6 +33,7 @@ class Backward {
         spread_(kStrip * scores_.spread_stride),
         packed_spread_(kStrip * scores_.spread_stride),
         towards_probabilities_(kStrip * kTileStride),
+        table_sums_(head_size_),
         log_sums_(length_),
         means_(length_),
         of_queries_(length_ * head_size_),
@@ -125,11 +126,14 @@ class Backward {
         /*add=*/true);
     if (!scores_.falling) return;
     const int64_t distances = strip.span + keys.padded();
+    const int64_t stretch = scores_.falling.falling_stretch(strip.place, strip.span, keys.first);
+    if (const auto column = scores_.falling.far_column(stretch, distances))
+      return differentiate_far(
+          scores_.falling, *column, towards_scores, keys.padded(), scores_.query_rows(strip.first), of_queries);
     for (int64_t t = 0; t < kStrip; ++t)
       spread_row(
           towards_scores + t * kTileStride, t < strip.count ? keys.padded() : 0,
           t < strip.count ? Scores<T>::shift(document, strip, t) : 0, spread_.at(t * scores_.spread_stride), distances);
-    const int64_t stretch = scores_.falling.falling_stretch(strip.place, strip.span, keys.first);
     differentiate_distances(
         scores_.falling, stretch, distances, queries_turned_.at(strip.first), of_queries);
   }
@@ -192,8 +196,13 @@ class Backward {
           /*add=*/true);
       if (!scores_.rising) continue;
       const int64_t distances = tile.span + kStrip, first_key = keys.first + strip;
-      for (int64_t t = 0; t < kStrip; ++t) spread_key(document, tile, strip, t, distances);
       const int64_t stretch = scores_.rising.rising_stretch(tile.place, first_key);
+      if (const auto column = scores_.rising.far_column(stretch, distances)) {
+        differentiate_far(
+            scores_.rising, *column, turned_.at(strip * kTileStride), queries, scores_.key_rows(first_key), of_keys);
+        continue;
+      }
+      for (int64_t t = 0; t < kStrip; ++t) spread_key(document, tile, strip, t, distances);
       differentiate_distances(scores_.rising, stretch, distances, keys_turned_.at(first_key), of_keys);
     }
   }
@@ -223,6 +232,27 @@ class Backward {
         table.gradient(stretch), inputs_.shape.distance_stride, /*add=*/true);
   }
 
+  // The same where all distances have one row of the table: its factor is the sum of the gradients along a row.
+  void differentiate_far(
+      DistanceTable<T>& table, int64_t column, const T* towards_scores, int64_t width, const T* rows, float* of_rows) {
+    const T* of_table = table.row(column);
+    float* sums = table_sums_.at(0);
+    std::fill(sums, sums + head_size_, 0.0f);
+    for (int64_t t = 0; t < kStrip; ++t) {
+      Vector along(0.0f);
+      for (int64_t place = 0; place < width; place += kLanes)
+        along = along + load(towards_scores + t * kTileStride + place);
+      const Vector gradient(_mm512_reduce_add_ps(along));
+      for (int64_t k = 0; k < head_size_; k += kLanes) {
+        float* of_row = of_rows + t * head_size_ + k;
+        store(of_row, at::vec::fmadd(gradient, load(of_table + k), load(of_row)));
+        store(sums + k, at::vec::fmadd(gradient, load(rows + t * head_size_ + k), load(sums + k)));
+      }
+    }
+    float* of_column = table.gradient(column);
+    for (int64_t k = 0; k < head_size_; ++k) of_column[k * inputs_.shape.distance_stride] += sums[k];
+  }
+
   void write(const float* rows, int64_t count, T* target) {
     for (int64_t row = 0; row < count; ++row)
       for (int64_t k = 0; k < inputs_.shape.head_size; ++k)
@@ -237,7 +267,7 @@ class Backward {
   Buffer<T> packed_queries_, queries_turned_, packed_keys_, keys_turned_, value_rows_, value_columns_;
   Buffer<T> upstream_rows_, packed_upstream_;
   Buffer<T> probabilities_, towards_scores_, turned_, spread_, packed_spread_;
-  Buffer<float> towards_probabilities_, log_sums_, means_;
+  Buffer<float> towards_probabilities_, table_sums_, log_sums_, means_;
   Buffer<float> of_queries_, of_keys_, of_values_;
 };
 

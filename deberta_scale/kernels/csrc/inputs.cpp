@@ -95,6 +95,12 @@ Inputs<T> inputs_of(const Arguments& arguments) {
     TORCH_CHECK(arguments.rows_by_distance->numel() == count, "rows_by_distance must have 2 * length - 1 elements");
     const auto [least, most] = std::minmax_element(inputs.rows_by_distance, inputs.rows_by_distance + count);
     TORCH_CHECK(*least >= 0 && *most < shape.table_rows, "rows_by_distance must be rows of the relative table");
+    const int64_t farthest = shape.length - 1;
+    inputs.far_below = -farthest, inputs.far_above = farthest;
+    while (inputs.far_below < farthest && inputs.row_at(inputs.far_below + 1) == inputs.row_at(-farthest))
+      ++inputs.far_below;
+    while (inputs.far_above > -farthest && inputs.row_at(inputs.far_above - 1) == inputs.row_at(farthest))
+      --inputs.far_above;
   }
   const auto* starts = numbers<int64_t>(arguments.document_starts, "document_starts", at::kLong);
   const auto* ends = numbers<int64_t>(arguments.document_ends, "document_ends", at::kLong);

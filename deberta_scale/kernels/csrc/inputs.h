@@ -52,6 +52,7 @@ struct Inputs {
   const T *query, *key, *value;
   const T *relative_key, *relative_query;  // null without the term
   const int64_t* rows_by_distance;
+  int64_t far_below, far_above;  // distances up to the one, and from the other on, have one row of the table each
   std::vector<std::vector<Document>> documents;  // of each row of the batch
   bool all_places_ask;
   float scale;

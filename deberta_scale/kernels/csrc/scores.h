@@ -13,7 +13,12 @@
 //
 // The second table is laid out the other way round and multiplied with strips of keys: there the queries lie along a
 // row. What is read is turned from keys by queries to queries by keys.
+//
+// Places that are far apart all have the same row of a table (the last bucket). Where that holds for a whole stretch,
+// one of its columns is multiplied, so that far pairs cost no more than without relative positions.
 #pragma once
+
+#include <optional>
 
 #include "inputs.h"
 
@@ -26,14 +31,16 @@ enum class Order { kFalling, kRising };
 template <typename T>
 class DistanceTable {
  public:
-  DistanceTable(const Shape& shape, const T* table, Order order, bool backward)
-      : shape_(shape),
+  DistanceTable(const Inputs<T>& inputs, const T* table, Order order, bool backward)
+      : shape_(inputs.shape),
+        far_below_(inputs.far_below),
+        far_above_(inputs.far_above),
         table_(table),
         order_(order),
-        rows_(table ? shape.distances * shape.padded_head : 0),
-        columns_(table ? shape.padded_head * shape.distance_stride : 0),
-        packed_rows_(table && backward ? shape.distances * shape.padded_head : 0),
-        gradient_(table && backward ? shape.padded_head * shape.distance_stride : 0),
+        rows_(table ? shape_.distances * shape_.padded_head : 0),
+        columns_(table ? shape_.padded_head * shape_.distance_stride : 0),
+        packed_rows_(table && backward ? shape_.distances * shape_.padded_head : 0),
+        gradient_(table && backward ? shape_.padded_head * shape_.distance_stride : 0),
         backward_(backward) {}
 
   explicit operator bool() const { return table_ != nullptr; }
@@ -75,7 +82,16 @@ class DistanceTable {
     return shape_.padded_length + place - first_key - kStrip;
   }
 
+  // A column that stands for all of a stretch, where their distances have one row; of two that might, the one nearer to
+  // distance 0, which some pair of the row has.
+  std::optional<int64_t> far_column(int64_t stretch, int64_t count) const {
+    const int64_t last = stretch + count - 1, one = distance(stretch), other = distance(last);
+    if (std::max(one, other) > far_below_ && std::min(one, other) < far_above_) return std::nullopt;
+    return std::abs(one) < std::abs(other) ? stretch : last;
+  }
+
   const T* columns(int64_t column) const { return columns_.at(column * kInterleaved<T>); }
+  const T* row(int64_t column) const { return rows_.at(column * shape_.padded_head); }
   const T* packed_rows(int64_t column) const { return packed_rows_.at(column * shape_.padded_head); }
   float* gradient(int64_t column) { return gradient_.at(column); }
 
@@ -86,6 +102,7 @@ class DistanceTable {
   }
 
   const Shape shape_;
+  const int64_t far_below_, far_above_;
   const T* table_;
   const Order order_;
   Buffer<T> rows_, columns_, packed_rows_;
@@ -108,8 +125,8 @@ template <typename T>
 class Scores {
  public:
   Scores(const Inputs<T>& inputs, bool backward)
-      : falling(inputs.shape, inputs.relative_key, Order::kFalling, backward),
-        rising(inputs.shape, inputs.relative_query, Order::kRising, backward),
+      : falling(inputs, inputs.relative_key, Order::kFalling, backward),
+        rising(inputs, inputs.relative_query, Order::kRising, backward),
         // a strip of distances: two tiles meet in at most a panel of them, queries here and there in the whole row
         spread_stride(inputs.all_places_ask ? kPanel + kLanes : inputs.shape.padded_length + kPanel + kLanes),
         inputs_(inputs),
@@ -118,6 +135,7 @@ class Scores {
         key_rows_(inputs.shape.padded_length * head_size_),
         key_columns_(round_up(inputs.shape.padded_length, kTile) * head_size_),
         product_(kStrip * spread_stride),
+        of_far_(kStrip),
         scores_(kTile * kTileStride) {}
 
   void begin_head(int64_t head) {
@@ -141,11 +159,17 @@ class Scores {
   void begin_tile(const Document& document, const Queries& tile, const Keys& keys) {
     if (!rising) return;
     for (int64_t strip = 0; strip < keys.padded(); strip += kStrip) {
-      const int64_t first_key = keys.first + strip;
+      const int64_t first_key = keys.first + strip, stretch = rising.rising_stretch(tile.place, first_key);
+      if (const auto column = rising.far_column(stretch, tile.span + kStrip)) {
+        multiply_far(key_rows(first_key), rising.row(*column));
+        for (int64_t query = 0; query < tile.padded(); ++query)
+          for (int64_t t = 0; t < kStrip; t += kLanes)
+            store(scores_.at(query * kTileStride + strip + t), load(of_far_.at(t)));
+        continue;
+      }
       multiply(
-          kStrip, tile.span + kStrip, head_size_, key_rows(first_key), head_size_,
-          rising.columns(rising.rising_stretch(tile.place, first_key)), inputs_.shape.distance_stride, product_.at(0),
-          spread_stride, false);
+          kStrip, tile.span + kStrip, head_size_, key_rows(first_key), head_size_, rising.columns(stretch),
+          inputs_.shape.distance_stride, product_.at(0), spread_stride, false);
       // key t of the strip and the query at tile.place + x are in row t, column kStrip - 1 - t + x
       const float* skewed = product_.at(kStrip - 1);
       float* target = scores_.at(strip);
@@ -170,10 +194,19 @@ class Scores {
         kStrip, keys.padded(), head_size_, query_rows(strip.first), head_size_,
         static_cast<const T*>(key_columns_.at(keys.first * head_size_)), kTile, scores, kTileStride, bool(rising));
     if (!falling) return scores;
+    const int64_t stretch = falling.falling_stretch(strip.place, strip.span, keys.first);
+    if (const auto column = falling.far_column(stretch, strip.span + keys.padded())) {
+      multiply_far(query_rows(strip.first), falling.row(*column));
+      for (int64_t t = 0; t < strip.count; ++t) {
+        float* row = scores + t * kTileStride;
+        const Vector of_far(*of_far_.at(t));
+        for (int64_t key = 0; key < keys.padded(); key += kLanes) store(row + key, load(row + key) + of_far);
+      }
+      return scores;
+    }
     multiply(
-        kStrip, strip.span + keys.padded(), head_size_, query_rows(strip.first), head_size_,
-        falling.columns(falling.falling_stretch(strip.place, strip.span, keys.first)), inputs_.shape.distance_stride,
-        product_.at(0), spread_stride, false);
+        kStrip, strip.span + keys.padded(), head_size_, query_rows(strip.first), head_size_, falling.columns(stretch),
+        inputs_.shape.distance_stride, product_.at(0), spread_stride, false);
     for (int64_t t = 0; t < strip.count; ++t) {
       const float* by_distance = product_.at(t * spread_stride + shift(document, strip, t));
       float* row = scores + t * kTileStride;
@@ -195,10 +228,20 @@ class Scores {
   const int64_t spread_stride;
 
  private:
+  // A strip of rows times one row of a table.
+  void multiply_far(const T* rows, const T* row) {
+    for (int64_t t = 0; t < kStrip; ++t) {
+      Vector sum(0.0f);
+      for (int64_t k = 0; k < head_size_; k += kLanes)
+        sum = at::vec::fmadd(load(rows + t * head_size_ + k), load(row + k), sum);
+      *of_far_.at(t) = _mm512_reduce_add_ps(sum);
+    }
+  }
+
   const Inputs<T>& inputs_;
   const int64_t head_size_;
   Buffer<T> query_rows_, key_rows_, key_columns_;
-  Buffer<float> product_, scores_;
+  Buffer<float> product_, of_far_, scores_;
 };
 
 // Keys behind the document's last, in a tile's padding: nobody sees them.

@@ -38,6 +38,16 @@ def test_blocks_meet_without_a_seam(kernel: AttentionKernel, length: int) -> Non
     torch.testing.assert_close(case.run(kernel), case.run(reference.attention), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("query_share", [None, 0.3])
+def test_places_far_apart_share_a_row_of_the_table(
+    kernel: AttentionKernel, terms: tuple[str, ...], query_share: float | None
+) -> None:
+    """Documents several times as long as the distances that are told apart, so that whole tiles have one row."""
+    case = random_case([[700], [390, 300]], 710, span=12, terms=terms, query_share=query_share)
+    torch.testing.assert_close(case.run(kernel), case.run(reference.attention), rtol=1e-5, atol=1e-4)
+
+
 def test_a_place_drops_the_same_whoever_asks_beside_it(kernel: AttentionKernel) -> None:
     dropout = Dropout(0.5, 3)
     case = random_case([[9, 6], [12]], 16, query_share=0.5, dropout=dropout)
