@@ -10,13 +10,19 @@ import math
 from dataclasses import dataclass
 
 from deberta_scale.config import Config, ModelConfig
-from deberta_scale.model.sizes import DECODER_PASSES, layer_parameters, parameter_count, relative_terms
+from deberta_scale.model.sizes import (
+    BYTES_PER_WORKING_LOGIT,
+    DECODER_PASSES,
+    kept_logits_bytes,
+    layer_parameters,
+    parameter_count,
+    pieces_at_once,
+    relative_terms,
+)
 from deberta_scale.train.buffers import SWAPPED_BYTES_PER_PARAMETER, SWAPPED_TENSORS, Buffers, choose_buffers
 
 FP32_BYTES = 4
 INDEX_BYTES = 8
-LOGIT_BYTES = 3 * FP32_BYTES
-"""Of each logit at the peak of the loss's backward: log-probability, its gradient, the logit's gradient, in fp32."""
 WORK_MATRICES = 3
 """fp32 score-sized temporaries alive at once in the backward of one attention: an estimate."""
 STATE_BYTES = 3 * FP32_BYTES
@@ -42,6 +48,7 @@ class Memory:
     """Of the one layer that is recomputed in backward; 0 without activation checkpointing."""
     attention_work: int
     logits: int
+    """Those kept for the loss's backward, and the range of the vocabulary that is worked on."""
     fp32_gradients: int
     """Made for the update, when the activations are gone, from those that backward left."""
     adam_work: int
@@ -116,9 +123,7 @@ def memory_per_rank(config: Config, world_size: int) -> Memory:
         activations=kept,
         recomputed=recomputed,
         attention_work=_attention_work_bytes(config),
-        logits=math.ceil(_predicted_per_row(config) * config.batch.micro_sequences)
-        * config.model.vocab_size
-        * LOGIT_BYTES,
+        logits=_logits_bytes(config),
         fp32_gradients=0 if engine.zero_stage == 0 else updated_at_once * FP32_BYTES,
         adam_work=_adam_work_bytes(config, updated_at_once) if engine.offload_optimizer == "none" else 0,
         swapped=SWAPPED_TENSORS * _largest_sub_group(config, buffers, world_size) * FP32_BYTES if to_disk else 0,
@@ -250,3 +255,11 @@ def _relative_rows(model: ModelConfig) -> int:
 
 def _predicted_per_row(config: Config) -> float:
     return config.data.masking.probability * config.data.sequence_length
+
+
+def _logits_bytes(config: Config) -> int:
+    predicted = math.ceil(_predicted_per_row(config) * config.batch.micro_sequences)
+    vocabulary = config.model.vocab_size
+    pieces = min(vocabulary, pieces_at_once(predicted))
+    kept = kept_logits_bytes(predicted, vocabulary, weight_bytes(config))
+    return kept + predicted * pieces * BYTES_PER_WORKING_LOGIT

@@ -109,7 +109,7 @@ def _memory_lines(config: Config, plan: Plan) -> list[Line]:
         f" checkpointing; each layer's fp32 attention scores take {size(plan.fp32_scores_per_layer)} of it"
     )
     predicted = f"{plan.predicted_in_micro_batch:,} predicted tokens"
-    of_logits = f"fp32, {predicted} x {config.model.vocab_size:,}; not at the same time as the two above"
+    of_logits = f"{predicted} x {config.model.vocab_size:,}; not at the same time as the two above"
     lines = [
         ("parameters", "parameters", f"ZeRO stage {engine.zero_stage}, {engine.precision}"),
         ("gradients", "gradients", "those of a micro-batch, or their sum"),

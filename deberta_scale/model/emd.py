@@ -12,6 +12,7 @@ from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
 from deberta_scale.model.encoder import Encoded, Layer
 from deberta_scale.model.sizes import DECODER_PASSES
+from deberta_scale.model.vocabulary_loss import VocabularyLoss, in_ranges, logits_of
 
 
 def decode_masks(layer: Layer, encoded: Encoded, positions: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
@@ -51,5 +52,12 @@ class PredictionHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         """[P, E] and the word table [V, word size] → logits [P, V], fp32."""
-        transformed = self.LayerNorm(nn.functional.gelu(self.dense(hidden)))
-        return nn.functional.linear(transformed, word_embeddings, self.bias).float()
+        return logits_of(self._transformed(hidden), word_embeddings, self.bias)
+
+    def loss(self, hidden: torch.Tensor, word_embeddings: torch.Tensor, targets: torch.Tensor) -> VocabularyLoss:
+        """The same against the right pieces [P], without all logits at once."""
+        return in_ranges(self._transformed(hidden), word_embeddings, self.bias, targets)
+
+    def _transformed(self, hidden: torch.Tensor) -> torch.Tensor:
+        transformed: torch.Tensor = self.LayerNorm(nn.functional.gelu(self.dense(hidden)))
+        return transformed

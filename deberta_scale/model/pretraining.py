@@ -3,6 +3,8 @@
 Shape letters: P predicted tokens, E hidden size, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,9 +27,9 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the cross-entropies in nats, number of predicted tokens, number predicted right), each a scalar."""
-        logits = self.logits(batch)
-        loss_sum = nn.functional.cross_entropy(logits, batch.predict_ids, reduction="sum")
-        correct = (logits.detach().argmax(-1) == batch.predict_ids).sum()
+        hidden = self._hidden_at_predictions(batch)
+        head: Any = self.lm_predictions["lm_head"]
+        loss_sum, correct = head.loss(hidden, self.deberta.embeddings.word_embeddings.weight, batch.predict_ids)
         return loss_sum, torch.full_like(correct, len(batch.predict_ids)), correct
 
     def logits(self, batch: MaskedBatch) -> torch.Tensor:

@@ -15,6 +15,12 @@ BACKWARD_PER_FORWARD = 2.0
 """A matrix product has two gradients, each a product of the same cost."""
 DECODER_PASSES = 2
 """Times the enhanced mask decoder runs the last layer (paper, appendix A.8)."""
+KEPT_LOGITS_BYTES = 2**29
+"""Logits of a micro-batch that stay from forward to backward, in the model's dtype; more are computed twice."""
+WORKING_LOGITS_BYTES = 2**26
+"""Of what the loss works on at a time: a range of the vocabulary."""
+BYTES_PER_WORKING_LOGIT = 10
+"""The logit, in 16 bits at least, in fp32, and a temporary in fp32."""
 
 _XSMALL: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -144,6 +150,17 @@ def training_flops_per_sequence(
         forward += _key_flops(model, sequence_length)
         forward += DECODER_PASSES * _query_flops(model, predicted, sequence_length)
     return (1.0 + BACKWARD_PER_FORWARD) * forward
+
+
+def pieces_at_once(num_predicted: int) -> int:
+    """Pieces of the vocabulary whose logits the loss works on at a time."""
+    return max(1, WORKING_LOGITS_BYTES // (BYTES_PER_WORKING_LOGIT * max(1, num_predicted)))
+
+
+def kept_logits_bytes(num_predicted: int, vocabulary: int, element_bytes: int) -> int:
+    """What stays of logits from forward to backward: all, or 0 where that is more than KEPT_LOGITS_BYTES."""
+    whole = num_predicted * vocabulary * element_bytes
+    return whole if whole <= KEPT_LOGITS_BYTES else 0
 
 
 def relative_terms(model: ModelConfig) -> tuple[str, ...]:
