@@ -47,6 +47,7 @@ def examine(directory: Path) -> list[Finding]:
         devices,
         compilers,
         extensions,
+        attention,
         lambda: disk(directory),
         clock,
         limits,
@@ -114,7 +115,7 @@ def devices() -> Finding:
 
 
 def compilers() -> Finding:
-    """For the optimizers that are compiled at the first start: on GPUs, and with offload."""
+    """For what is compiled at the first start: optimizers on GPUs and with offload, attention on CPUs."""
     wanted = {"a C++ compiler (Debian: g++)": os.environ.get("CXX", "c++"), "ninja": "ninja"}
     found = {name: shutil.which(command) for name, command in wanted.items()}
     beside_python = Path(sys.executable).with_name("ninja")
@@ -126,12 +127,16 @@ def compilers() -> Finding:
     missing = [name for name, path in found.items() if path is None]
     if not missing:
         return Finding("ok", "compilers", ", ".join(path for path in found.values() if path))
-    needed = "the optimizer is compiled at the first start" if on_gpu else "needed for engine.offload_optimizer only"
+    needed = (
+        "the optimizer is compiled at the first start"
+        if on_gpu
+        else "needed for engine.offload_optimizer, and for attention to be fast on a CPU"
+    )
     return Finding("problem" if on_gpu else "warning", "compilers", f"missing: {', '.join(missing)}; {needed}")
 
 
 def extensions() -> Finding:
-    """Where compiled optimizers are kept; what a killed build left is cleared by the next start."""
+    """Where compiled parts are kept; what a killed build left is cleared by the next start."""
     cache = cache_directory()
     try:
         with building_alone(cache, wait=False):
@@ -145,6 +150,25 @@ def extensions() -> Finding:
         text = f"{cache}: builds were killed ({', '.join(killed)}); the next start clears and repeats them"
         return Finding("warning", "extension cache", text)
     return Finding("ok", "extension cache", str(cache))
+
+
+def attention() -> Finding:
+    """Whether the compiled kernel of attention can be used; on a machine without GPUs it decides the speed."""
+    if _num_gpus():
+        return Finding("ok", "attention", "runs in torch operations on GPUs")
+    try:
+        import torch
+
+        from deberta_scale.kernels import cpu_build
+
+        dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+        lacking = {name: cpu_build.lacking(dtype) for name, dtype in dtypes.items()}
+    except ImportError as error:
+        return Finding("problem", "attention", f"{error}; {INSTALL}")
+    slow = [f"{name}: {reason}" for name, reason in lacking.items() if reason]
+    if slow:
+        return Finding("warning", "attention", f"in torch operations, several times slower, in {'; '.join(slow)}")
+    return Finding("ok", "attention", "compiled for this processor at the first start, in bf16 and fp32")
 
 
 def disk(directory: Path) -> Finding:

@@ -33,15 +33,18 @@ FLAGS = (
 def why_not(dtype: torch.dtype) -> str | None:
     """Why this machine cannot run the compiled kernel on tensors of `dtype`; None when it can. Builds it when needed,
     which takes about a minute, once; another process that builds it is waited for."""
+    return lacking(dtype) or _load()
+
+
+def lacking(dtype: torch.dtype) -> str | None:
+    """What the processor lacks for it; builds nothing."""
     capabilities = torch.cpu.get_capabilities()
     needed = {torch.float32: ["avx512_f"], torch.bfloat16: ["avx512_f", "avx512_bf16"]}.get(dtype)
     if needed is None:
         return f"the compiled kernel takes fp32 and bf16, not {dtype}"
     needed += ["avx512_bw", "avx512_dq", "avx512_vl"]
-    lacking = [name for name in needed if not capabilities.get(name, False)]
-    if lacking:
-        return f"this processor lacks {', '.join(lacking)}"
-    return _load()
+    missing = [name for name in needed if not capabilities.get(name, False)]
+    return f"this processor lacks {', '.join(missing)}" if missing else None
 
 
 @lru_cache

@@ -25,7 +25,7 @@ import torch
 
 from deberta_scale.config import ConfigError, RunConfig
 from deberta_scale.extension_cache import building_alone, cache_directory, clear_killed_builds
-from deberta_scale.kernels import cpu_build
+from deberta_scale.kernels import choice, cpu_build
 from deberta_scale.model.sizes import parameter_count
 from deberta_scale.train import allocator, distributed, offload_directory
 from deberta_scale.train.distributed import announce, open_control_group
@@ -135,8 +135,13 @@ def _prepare_machine(config: RunConfig, launch: Launch, device: torch.device) ->
 def _build_extensions(config: RunConfig, device: torch.device) -> None:
     """Build the compiled parts this run needs, once per machine and environment. A run without that of attention is
     slower, and says so; one that lacks another is refused."""
-    if device.type == "cpu":
-        cpu_build.why_not(DTYPES[config.engine.precision])
+    dtype = DTYPES[config.engine.precision]
+    if device.type == "cpu" and config.engine.attention in ("auto", "cpu"):
+        cpu_build.why_not(dtype)
+    try:
+        choice.ask_for(config.engine.attention, device, dtype)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
 
     builders: list[Any] = []

@@ -63,6 +63,17 @@ def test_all_stages_and_rank_counts_give_the_losses_of_plain_torch(config_path: 
             assert losses == pytest.approx(expected, rel=1e-5), f"stage {stage}, {world_size} rank(s)"
 
 
+def test_all_kernels_of_attention_give_the_same_losses(config_path: Path, tmp_path: Path) -> None:
+    """On two ranks in ZeRO stage 3, with activations recomputed and probabilities dropped."""
+    options = [f"train.steps={STEPS}", "engine.zero_stage=3", "engine.precision=fp32"]
+    options += ["engine.activation_checkpointing=non_reentrant", "model.attention_probs_dropout_prob=0.2"]
+    kernels = [[*options, f"engine.attention={name}"] for name in ("reference", "skew", "cpu")]
+    expected, *others = run_worker(WORKER, tmp_path, 2, "losses", config_path, *kernels)
+    assert expected[-1] < expected[0] - 0.3, "the comparison needs a model that learns"
+    for losses in others:
+        assert losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_one_batch_has_one_gradient_however_it_is_split(
     config_path: Path, prepared_shards: Path, sample_documents: list[str], tmp_path: Path
 ) -> None:

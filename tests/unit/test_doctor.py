@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deberta_scale import doctor
 from deberta_scale.doctor_ranks import compare_versions
@@ -27,7 +28,14 @@ def test_this_machine_can_train(tmp_path: Path) -> None:
     findings = {finding.what: finding for finding in doctor.examine(tmp_path)}
     assert not [finding for finding in findings.values() if finding.level == "problem"]
     assert "torch" in findings["packages"].text and findings["directory"].text.startswith(str(tmp_path))
+    assert findings["attention"].level == "ok" and "compiled" in findings["attention"].text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_processor_without_what_the_compiled_kernel_needs_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    found = doctor.attention()
+    assert found.level == "warning" and "avx512_bf16" in found.text and "several times slower" in found.text
 
 
 def test_another_version_than_the_required_one_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
