@@ -14,7 +14,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,peers,prepare]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,peers,prepare,plots]"
 	touch $@
 
 $(DATA)/tokenizer/spm.model: | install

@@ -11,7 +11,13 @@ import json
 import sys
 from typing import Any, Protocol
 
-PARTS = {"loader": "bench_loader", "prepare": "bench_prepare", "step": "bench_step"}
+PARTS = {
+    "attention": "bench_attention",
+    "head": "bench_head",
+    "loader": "bench_loader",
+    "prepare": "bench_prepare",
+    "step": "bench_step",
+}
 """Each part is a module beside this file, imported only when it is asked for."""
 
 

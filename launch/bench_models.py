@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bench_sides import OURS, Step
 
 from deberta_scale.batch import MaskedBatch
 from deberta_scale.config import ModelConfig
@@ -33,10 +34,6 @@ class Work:
     @property
     def tokens(self) -> int:
         return self.rows * self.length
-
-
-Step = Callable[[], None]
-"""Forward and backward pass; gradients stay until the next."""
 
 
 def _settings(work: Work) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def modernbert_of_transformers(work: Work) -> Step:
 
 
 SIDES: dict[str, Callable[[Work], Step]] = {
-    "ours": ours,
+    OURS: ours,
     "DeBERTa of transformers": deberta_of_transformers,
     "BERT of transformers, SDPA": bert_of_transformers,
     "ModernBERT of transformers, SDPA": modernbert_of_transformers,

@@ -1,31 +1,26 @@
 """`launch/bench.py step`: forward and backward pass of our model beside those of others, of the same shape.
 
-The sides take turns in one process; each is a model of base width with random weights. What a side needs of memory is
-measured in a process of its own. The share of the peak is of what large matrix products reach here, in the same dtype
-and with the same threads; the work counted is that of our model.
+Each side is a model of base width with random weights. The share of the peak is of what large matrix products reach
+here, in the same dtype and with the same threads; the work counted is that of our model. With --trace our step runs
+once more under torch's profiler, which makes it a little slower.
 """
 
 import argparse
-import math
-import multiprocessing
-import os
 import statistics
-import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import bench_sides
 import torch
 from bench_models import SIDES, VOCABULARY, Work
+from bench_sides import DTYPES, OURS, Step
 
 from data_prep.command import positive_int
 from deberta_scale.config import ModelConfig
 from deberta_scale.model.sizes import training_flops_per_sequence
-from deberta_scale.train import allocator
-from deberta_scale.train.metrics import measure_matmul_flops
 
 SUMMARY = "Forward and backward pass of our model beside those of transformers, of the same shape."
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+OPERATIONS_SHOWN = 25
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,30 +28,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=positive_int, nargs="+", default=[512], metavar="L", help="one or more")
     parser.add_argument("--tokens", type=positive_int, default=4096, help="of a step (default: 4096)")
     parser.add_argument("--layers", type=positive_int, default=2, help="of base width (default: 2)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--dropout", type=float, default=0.0, metavar="P", help="everywhere (default: 0)")
-    parser.add_argument("--threads", type=positive_int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--memory", choices=("reused", "default"), default="reused", help="as training sets it, or as glibc does"
+        "--trace", type=Path, metavar="FILE", help="write a Chrome trace of our step, and tell where its time goes"
     )
-    parser.add_argument("--turns", type=positive_int, default=5, help="of each side; the median counts (default: 5)")
+    bench_sides.add_options(parser)
+    bench_sides.add_plot_option(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Raises ValueError when a length does not divide the tokens, or a package is missing."""
+    """Raises ValueError when a length does not divide the tokens, there are too few layers, a trace is asked for of
+    several lengths or into a directory that is not there, or a package is missing."""
     if unfit := [length for length in arguments.length if arguments.tokens % length]:
         raise ValueError(f"--tokens {arguments.tokens} is not a multiple of --length {unfit[0]}; give one that is")
-    if find_spec("transformers") is None:
-        raise ValueError(
-            "the others come from transformers, which is not installed; pip install 'deberta-scale[peers]'"
-        )
-    torch.set_num_threads(arguments.threads)
-    if arguments.memory == "reused":
-        allocator.keep_freed_memory()
-    peak = measure_matmul_flops(torch.device("cpu"), DTYPES[arguments.dtype])
-    rows = [row for length in arguments.length for row in _rows(arguments, _work(arguments, length), peak)]
-    settings = {key: getattr(arguments, key) for key in ("layers", "dtype", "dropout", "threads", "memory", "turns")}
-    return {"peak_flops": peak, "torch": torch.__version__, "whole": arguments.whole, **settings, "rows": rows}
+    if arguments.layers < 2:
+        raise ValueError(f"--layers {arguments.layers}: our model has 2 or more")
+    trace: Path | None = arguments.trace
+    if trace is not None and (len(arguments.length) > 1 or not trace.parent.is_dir()):
+        raise ValueError(f"--trace {trace}: give one --length, and a file in a directory that exists")
+    bench_sides.check_plot(arguments.plot)
+    facts = bench_sides.prepare(arguments)
+    works = [_work(arguments, length) for length in arguments.length]
+    rows = [row for work in works for row in _rows(arguments, work, facts["peak_flops"])]
+    result = {**facts, "whole": arguments.whole, "layers": arguments.layers, "dropout": arguments.dropout, "rows": rows}
+    if arguments.plot is not None:
+        bench_sides.plot(result["rows"], arguments.plot, _title(result))
+    return result if trace is None else {**result, "operations": _traced(SIDES[OURS](works[0]), trace)}
 
 
 def _work(arguments: argparse.Namespace, length: int) -> Work:
@@ -65,35 +62,11 @@ def _work(arguments: argparse.Namespace, length: int) -> Work:
 
 
 def _rows(arguments: argparse.Namespace, work: Work, peak: float) -> list[dict[str, Any]]:
-    names = [name for name in SIDES if name == "ours" or _can(name, work)]
-    steps = {name: SIDES[name](work) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(arguments.turns + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first one also pays for what is done once
-                seconds[name].append(time.perf_counter() - start)
-    del steps
-    flops = _flops(work)
-    return [
-        {
-            "name": name,
-            "length": work.length,
-            "rows": work.rows,
-            "milliseconds": 1e3 * statistics.median(seconds[name]),
-            "fastest": 1e3 * min(seconds[name]),
-            "slowest": 1e3 * max(seconds[name]),
-            "tokens_per_second": work.tokens / statistics.median(seconds[name]),
-            "share_of_peak": flops / statistics.median(seconds[name]) / peak if name == "ours" else None,
-            "peak_mib": _peak_mib(name, work, arguments.threads),
-        }
-        for name in names
-    ]
-
-
-def _can(name: str, work: Work) -> bool:
-    return not (name.startswith("BERT") and work.length > 512)
+    sides = {name: build for name, build in SIDES.items() if not (name.startswith("BERT") and work.length > 512)}
+    shape = {"length": work.length, "rows": work.rows}
+    ours, *others = bench_sides.measure(sides, work, arguments, shape)
+    share = _flops(work) / statistics.median(ours.seconds) / peak
+    return [ours.row() | {"share_of_peak": share}, *(other.row() for other in others)]
 
 
 def _flops(work: Work) -> float:
@@ -105,58 +78,41 @@ def _flops(work: Work) -> float:
     return work.layers * (more - few)
 
 
-def _peak_mib(name: str, work: Work, threads: int) -> float:
-    """What a step adds to the resident memory of a process, at most, beside the model."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(name, work, threads, sender))
-    process.start()
-    sender.close()
-    try:
-        found: float = receiver.recv()
-    except EOFError:
-        found = math.nan
-    process.join()
-    return found
-
-
-def _measure_memory(name: str, work: Work, threads: int, sender: Any) -> None:
-    torch.set_num_threads(threads)
-    allocator.return_freed_memory()
-    step = SIDES[name](work)
-    step()  # libraries are loaded, kernels built; gradients exist
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
+def _traced(step: Step, trace: Path) -> list[dict[str, Any]]:
+    """Operations of a step by the time spent in themselves, the longest first."""
     step()
-    sender.send((_status("VmHWM") - before) / 2**10)
+    with torch.profiler.profile() as profiler:
+        step()
+    profiler.export_chrome_trace(str(trace))
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    whole = sum(event.self_cpu_time_total for event in events)
+    return [
+        {
+            "name": event.key,
+            "calls": event.count,
+            "milliseconds": event.self_cpu_time_total / 1e3,
+            "share": event.self_cpu_time_total / whole,
+        }
+        for event in events[:OPERATIONS_SHOWN]
+    ]
 
 
-def _status(field: str) -> int:
-    """KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+def _title(result: dict[str, Any]) -> str:
+    what = "decoder, head and loss included" if result["whole"] else "encoder alone"
+    return f"forward and backward, {what}: {result['layers']} layers of base width, dropout {result['dropout']:g}"
 
 
 def as_text(result: dict[str, Any]) -> str:
-    what = "decoder, head and loss included" if result["whole"] else "encoder alone"
     lines = [
-        f"forward and backward, {what}: {result['layers']} layers of base width, {result['dtype']}, dropout"
-        f" {result['dropout']:g}, {result['threads']} thread(s), memory {result['memory']}; torch {result['torch']}",
-        f"matrix products reach {result['peak_flops'] / 1e12:.2f} TFLOP/s; {result['turns']} turns, medians",
+        _title(result),
+        bench_sides.settings_line(result),
         "",
-        f"  {'':<34}{'length':>7}{'ms':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>10}{'peak MiB':>10}  ours is",
+        *bench_sides.table(result["rows"], "length"),
     ]
-    ours = {row["length"]: row for row in result["rows"] if row["name"] == "ours"}
-    for row in result["rows"]:
-        mine = ours[row["length"]]
-        told = (
-            f"at {100 * row['share_of_peak']:.0f} % of the peak"
-            if row is mine
-            else f"{row['milliseconds'] / mine['milliseconds']:.2f} times as fast, with"
-            f" {mine['peak_mib'] / row['peak_mib']:.2f} of the memory"
-        )
-        lines.append(
-            f"  {row['name']:<34}{row['length']:>7}{row['milliseconds']:>9.1f}{row['fastest']:>9.1f}"
-            f"{row['slowest']:>9.1f}{row['tokens_per_second']:>10,.0f}{row['peak_mib']:>10,.0f}  {told}"
-        )
+    if "operations" in result:
+        lines += ["", f"  {'operation':<50}{'calls':>7}{'ms':>10}{'share':>8}"]
+        lines += [
+            f"  {row['name'][:48]:<50}{row['calls']:>7,}{row['milliseconds']:>10.2f}{100 * row['share']:>6.1f} %"
+            for row in result["operations"]
+        ]
     return "\n".join(lines)

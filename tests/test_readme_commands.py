@@ -29,6 +29,9 @@ SMALLER = {
     "mpirun -n 8 ": "mpirun -n 2 ",
     "launch/bench.py loader": "launch/bench.py loader --rows 8 --micro-sequences 4 --slow-rows 2 --turns 1",
     "launch/bench.py prepare": "launch/bench.py prepare --turns 1 --megabytes 1 --slow-megabytes 1",
+    "launch/bench.py step --length 128 512": "launch/bench.py step --length 32 64 --tokens 64 --turns 1",
+    "launch/bench.py attention --length 512 2048": "launch/bench.py attention --length 64 --tokens 64 --turns 1",
+    "launch/bench.py head": "launch/bench.py head --vocabulary 1000 --tokens 64 --turns 1",
     "deepspeed ": "deepspeed --num_gpus 2 --master_port PORT ",
 }
 SIZES = (
@@ -127,7 +130,10 @@ def test_many_machines_share_a_preparation(place: Path, prepared_shards: Path, s
 def test_what_is_measured_can_be_measured(place: Path, prepared_shards: Path) -> None:
     (place / "shards").symlink_to(prepared_shards)
     (place / "tokenizer").symlink_to(prepared_shards / "tokenizer")
-    assert all("CPU s" in output for output in run_all(shell_block("Measuring"), place))
+    outputs = run_all(shell_block("Measuring"), place)
+    assert ["CPU s" in output for output in outputs] == [True, True, False, False, False]
+    assert all("times as fast" in output for output in outputs[2:])
+    assert (place / "attention.png").exists()
 
 
 def test_a_released_model_goes_on_with_new_text(place: Path, prepared_shards: Path) -> None:
