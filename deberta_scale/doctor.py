@@ -159,13 +159,13 @@ def attention() -> Finding:
     try:
         import torch
 
-        from deberta_scale.kernels import cpu_build
+        from deberta_scale.kernels.cpu_build import lacking
 
         dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        lacking = {name: cpu_build.lacking(dtype) for name, dtype in dtypes.items()}
+        reasons = {name: lacking(dtype) for name, dtype in dtypes.items()}
     except ImportError as error:
         return Finding("problem", "attention", f"{error}; {INSTALL}")
-    slow = [f"{name}: {reason}" for name, reason in lacking.items() if reason]
+    slow = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
     if slow:
         return Finding("warning", "attention", f"in torch operations, several times slower, in {'; '.join(slow)}")
     return Finding("ok", "attention", "compiled for this processor at the first start, in bf16 and fp32")

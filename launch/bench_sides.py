@@ -175,10 +175,9 @@ def table(rows: list[dict[str, Any]], key: str) -> list[str]:
 
 
 def _line(row: dict[str, Any], ours: dict[str, Any], key: str) -> str:
-    told = (
-        f"{row['milliseconds'] / ours['milliseconds']:.2f} times as fast, with"
-        f" {ours['peak_mib'] / row['peak_mib']:.2f} of the memory"
-    )
+    told = f"{row['milliseconds'] / ours['milliseconds']:.2f} times as fast"
+    if row["peak_mib"] > 0:
+        told += f", with {ours['peak_mib'] / row['peak_mib']:.2f} of the memory"
     if row is ours:
         told = f"at {100 * row['share_of_peak']:.0f} % of the peak" if "share_of_peak" in row else ""
     return (

@@ -12,7 +12,8 @@ PACKAGE = "deberta_scale"
 PLAN_PARTS = {f"plan_{part}" for part in ("communication", "data", "machine", "memory", "saving")}
 ALLOWED = {
     "config_data": set(),
-    "config": {"config_data"},
+    "config_engine": {"config_data"},
+    "config": {"config_data", "config_engine"},
     "config_sift": {"config_data"},
     "config_finetune": {"config", "config_data", "config_sift"},
     "config_file": {"config"},
@@ -28,7 +29,7 @@ ALLOWED = {
     "plan_text": {"config", "plan", "plan_machine", "plan_memory"},
     "rehearsal": {"config", "model.pretraining", "plan", "plan_text", "train"},
     "finetuning": {"config_finetune", "convert", "finetune", "train"},
-    "doctor": {"durable", "extension_cache"},
+    "doctor": {"durable", "extension_cache", "kernels.cpu_build"},
     "doctor_ranks": {"doctor", "train"},
     "doctor_records": set(),
     "doctor_run": {"doctor_records"},
@@ -62,6 +63,7 @@ SINGLE_IMPORTERS = {"deepspeed": {"deberta_scale/train/engine.py"}, "mpi4py": {"
 TORCH_FREE = {
     "config.py",
     "config_data.py",
+    "config_engine.py",
     "config_file.py",
     "config_sift.py",
     "config_finetune.py",

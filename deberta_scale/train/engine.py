@@ -5,6 +5,7 @@
   here, under a file lock that the kernel releases with its owner, after clearing what a dead owner left.
 - `memory_efficient_linear` changes the numerics of stage 3; off, all stages compute the same.
 - It loads torch's compiler for an optimizer that is not used here; not so while an engine is built.
+- It refuses fp16 on CPUs without instructions for it, where torch computes the same, slower.
 - Its fused Adam does not resume bit for bit on a CPU; torch's AdamW does.
 
 An engine is built empty: its weights come afterwards, fresh, from another model or from a checkpoint, all by the same
@@ -51,6 +52,7 @@ def start_process_group(launch: Launch, timeout_seconds: float = 3600.0) -> torc
     else:
         device = torch.device("cpu")
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     if torch.distributed.is_initialized():
         return device
     announce(launch)

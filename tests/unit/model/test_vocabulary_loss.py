@@ -83,3 +83,11 @@ def test_no_tensor_of_logits_is_larger_than_said(keeps: bool, monkeypatch: pytes
         in_ranges(*made).loss_sum.backward()
     assert 0 < largest.bytes <= working
     assert made[1].grad is not None
+
+
+def test_logits_are_kept_up_to_the_bound() -> None:
+    vocabulary, most = 128_100, sizes.KEPT_LOGITS_BYTES
+    predicted = most // (2 * vocabulary)
+    assert sizes.kept_logits_bytes(predicted, vocabulary, element_bytes=2) == predicted * vocabulary * 2
+    assert sizes.kept_logits_bytes(predicted + 1, vocabulary, element_bytes=2) == 0
+    assert sizes.kept_logits_bytes(predicted, vocabulary, element_bytes=4) == 0

@@ -34,9 +34,8 @@ BEFORE, AFTER = range(5), range(5, 7)
 
 def build_extensions(offload: str) -> None:
     """As the runs of the other tests build them, so that none finds a build half done."""
-    engine._build_extensions(
-        SimpleNamespace(engine=SimpleNamespace(offload_optimizer=offload, precision="fp32")), torch.device("cpu")
-    )
+    settings = SimpleNamespace(offload_optimizer=offload, precision="fp32", attention="auto")
+    engine._build_extensions(SimpleNamespace(engine=settings), torch.device("cpu"))
 
 
 def write(state: Any, directory: Path) -> None:
