@@ -50,13 +50,13 @@ class PredictionHead(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.word_embedding_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
-        """[P, E] and the word table [V, word size] → logits [P, V], fp32."""
-        return logits_of(self._transformed(hidden), word_embeddings, self.bias)
-
-    def loss(self, hidden: torch.Tensor, word_embeddings: torch.Tensor, targets: torch.Tensor) -> VocabularyLoss:
-        """The same against the right pieces [P], without all logits at once."""
+    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor, targets: torch.Tensor) -> VocabularyLoss:
+        """[P, E], the word table [V, word size] and the right pieces [P] → loss, without all logits at once."""
         return in_ranges(self._transformed(hidden), word_embeddings, self.bias, targets)
+
+    def logits(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        """[P, V], fp32. Not for an engine: ZeRO-3 gathers the bias for `forward` alone."""
+        return logits_of(self._transformed(hidden), word_embeddings, self.bias)
 
     def _transformed(self, hidden: torch.Tensor) -> torch.Tensor:
         transformed: torch.Tensor = self.LayerNorm(nn.functional.gelu(self.dense(hidden)))

@@ -28,14 +28,16 @@ class PretrainingModel(nn.Module):
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the cross-entropies in nats, number of predicted tokens, number predicted right), each a scalar."""
         hidden = self._hidden_at_predictions(batch)
-        head: Any = self.lm_predictions["lm_head"]
-        loss_sum, correct = head.loss(hidden, self.deberta.embeddings.word_embeddings.weight, batch.predict_ids)
+        words = self.deberta.embeddings.word_embeddings.weight
+        loss_sum, correct = self.lm_predictions["lm_head"](hidden, words, batch.predict_ids)
         return loss_sum, torch.full_like(correct, len(batch.predict_ids)), correct
 
     def logits(self, batch: MaskedBatch) -> torch.Tensor:
         """[P, V], fp32, at `batch.predict_positions`. The tokens there are not looked at in `batch.predict_ids`."""
         hidden = self._hidden_at_predictions(batch)
-        return self.lm_predictions["lm_head"](hidden, self.deberta.embeddings.word_embeddings.weight)
+        head: Any = self.lm_predictions["lm_head"]
+        logits: torch.Tensor = head.logits(hidden, self.deberta.embeddings.word_embeddings.weight)
+        return logits
 
     def _hidden_at_predictions(self, batch: MaskedBatch) -> torch.Tensor:
         rows = (batch.token_ids, batch.segment_ids, batch.position_ids)

@@ -80,7 +80,7 @@ def assert_same_hidden_states(model: PretrainingModel, stock: Any) -> None:
     torch.testing.assert_close(hidden[is_token], found.hidden_states[-1][is_token], rtol=0, atol=1e-5)
     if hasattr(found, "logits"):
         words = model.deberta.embeddings.word_embeddings.weight
-        logits = model.lm_predictions["lm_head"](hidden, words)
+        logits = model.lm_predictions["lm_head"].logits(hidden, words)
         torch.testing.assert_close(logits[is_token], found.logits[is_token], rtol=0, atol=1e-4)
 
 

@@ -60,7 +60,7 @@ def decode_everywhere(model: PretrainingModel, batch: MaskedBatch) -> torch.Tens
     for _ in range(2):
         queries = layer(queries, layer.keys(encoded.hidden, encoded.relative_table), encoded.view)
     selected = queries.flatten(0, 1)[batch.predict_positions]
-    return model.lm_predictions["lm_head"](selected, model.deberta.embeddings.word_embeddings.weight)
+    return model.lm_predictions["lm_head"].logits(selected, model.deberta.embeddings.word_embeddings.weight)
 
 
 @pytest.mark.parametrize("style", STYLES)
