@@ -224,7 +224,8 @@ class Saver:
         self._current, self._failures = None, 0
         if self._rank != 0:
             return
-        total, blocked = save.work.result(), save.blocked_seconds
+        blocked = save.blocked_seconds
+        total = max(save.work.result(), blocked)  # training also waits for superseded checkpoints to go, and for ranks
         self.slowest_seconds = max(self.slowest_seconds, total)
         seconds = {"blocked_seconds": round(blocked, 3), "total_seconds": round(total, 3)}
         facts = {"path": self._newest.name, "bytes": save.num_bytes, "waited_for_write": save.at_once}
