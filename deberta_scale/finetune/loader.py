@@ -70,18 +70,21 @@ class FineTuningLoader:
 
     def step(self, first_sample: int, sequences: int) -> StepData:
         """This rank's part of the samples first_sample .. first_sample + sequences - 1 of the run, which is made of
-        epochs; each has its own order and reads every row once."""
+        epochs; each has its own order and reads every row once. Which samples make a step does not depend on ranks and
+        micro-batches; among these they are dealt out by length."""
         assert self.is_labelled, "readers refuse a training split without labels"
         per_pass = self._micro_sequences * self._world_size
         assert sequences % per_pass == 0, "BatchConfig.accumulation_steps has checked it"
+        numbers = self._rows_of(np.arange(first_sample, first_sample + sequences))
+        lengths = np.array([max(map(len, self.rows[number].sequences)) for number in numbers])
+        by_length = np.argsort(lengths, kind="stable")  # of equal length side by side: what is padded is little
         micro_batches: list[Any] = []
         digest = predicted = useful = 0
-        for first in range(first_sample + self._rank * self._micro_sequences, first_sample + sequences, per_pass):
-            samples = np.arange(first, first + self._micro_sequences)
-            numbers = self._rows_of(samples)
-            rows = [self.rows[number] for number in numbers]
+        for first in range(self._rank * self._micro_sequences, sequences, per_pass):
+            chosen = by_length[first : first + self._micro_sequences].tolist()
+            rows = [self.rows[numbers[place]] for place in chosen]
             micro_batches.append(TaskBatch.of(rows))
-            digest += sum(self._sample_digest(*pair) for pair in zip(numbers, samples.tolist(), strict=True))
+            digest += sum(self._sample_digest(numbers[place], first_sample + place) for place in chosen)
             predicted += sum(_num_targets(row) for row in rows)
             useful += sum(len(sequence) for row in rows for sequence in row.sequences)
         return StepData(micro_batches, predicted, useful, digest % DIGEST_MODULUS)

@@ -48,6 +48,16 @@ def test_order_and_digest_depend_neither_on_ranks_nor_on_the_size_of_micro_batch
         assert sum(step.digest for step in steps) % DIGEST_MODULUS == next(alone).digest
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rows_of_like_length_are_padded_together(world_size: int) -> None:
+    lengths = np.random.default_rng(3).permutation(np.arange(4, 28))
+    rows = [Row((np.full(length, 4 + number, dtype=np.int32),), 0, number) for number, length in enumerate(lengths)]
+    ranks = [loader(rows, micro=4, rank=rank, world_size=world_size).steps(0, 24) for rank in range(world_size)]
+    passes = zip(*(next(rank).micro_batches for rank in ranks), strict=True)
+    shown = [batch.segment_ids.sum(-1).tolist() for together in passes for batch in together]
+    assert shown == [list(range(first, first + 4)) for first in range(4, 28, 4)], "by length, over ranks and passes"
+
+
 def test_each_epoch_reads_every_row_once_in_an_order_of_its_own() -> None:
     first, second = order(31), order(31, first=31)
     assert sorted(first) == sorted(second) == list(range(31))
