@@ -1,10 +1,11 @@
 """What `launch/bench.py step`, `attention` and `head` share: sides that take turns, in time and in memory.
 
-A side is a function of the work, a picklable description of it, that gives a step: forward and backward pass. What a
-side needs of memory is measured in a process of its own, where memory goes back to the system at once.
+A side is a function of the work, a picklable description of it, that gives a step: forward and backward pass. What
+sides need of memory is measured in another process, where memory goes back to the system at once.
 """
 
 import argparse
+import gc
 import math
 import multiprocessing
 import os
@@ -94,36 +95,41 @@ def measure(
             if turn:  # the first one also pays for what is done once
                 seconds[name].append(time.perf_counter() - start)
     del steps
-    return [
-        Measured(name, seconds[name], _peak_mib(build, work, arguments.threads), work.tokens, shape)
-        for name, build in sides.items()
-    ]
+    peaks = _peaks_mib(sides, work, arguments.threads)
+    return [Measured(name, seconds[name], peaks.get(name, math.nan), work.tokens, shape) for name in sides]
 
 
-def _peak_mib(build: Callable[[Any], Step], work: Any, threads: int) -> float:
-    """What a step adds to the resident memory of a process, at most."""
+def _peaks_mib(sides: Mapping[str, Callable[[Any], Step]], work: Any, threads: int) -> dict[str, float]:
+    """What a step of each side adds to the resident memory of a process, at most. Where memory does not suffice for
+    one, it and those after it are left out."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_memory, args=(build, work, threads, sender))
+    process = context.Process(target=_measure_memory, args=(dict(sides), work, threads, sender))
     process.start()
     sender.close()
+    found: dict[str, float] = {}
     try:
-        found: float = receiver.recv()
+        while len(found) < len(sides):
+            name, peak = receiver.recv()
+            found[name] = peak
     except EOFError:
-        found = math.nan
+        pass
     process.join()
     return found
 
 
-def _measure_memory(build: Callable[[Any], Step], work: Any, threads: int, sender: Any) -> None:
+def _measure_memory(sides: Mapping[str, Callable[[Any], Step]], work: Any, threads: int, sender: Any) -> None:
     torch.set_num_threads(threads)
     allocator.return_freed_memory()
-    step = build(work)
-    step()  # libraries are loaded, kernels built; gradients exist
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
-    step()
-    sender.send((_status("VmHWM") - before) / 2**10)
+    for name, build in sides.items():
+        step = build(work)
+        step()  # libraries are loaded, kernels built; gradients exist
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
+        step()
+        sender.send((name, (_status("VmHWM") - before) / 2**10))
+        del step
+        gc.collect()
 
 
 def _status(field: str) -> int:

@@ -29,7 +29,7 @@ SMALLER = {
     "mpirun -n 8 ": "mpirun -n 2 ",
     "launch/bench.py loader": "launch/bench.py loader --rows 8 --micro-sequences 4 --slow-rows 2 --turns 1",
     "launch/bench.py prepare": "launch/bench.py prepare --turns 1 --megabytes 1 --slow-megabytes 1",
-    "launch/bench.py step --length 128 512": "launch/bench.py step --length 32 64 --tokens 64 --turns 1",
+    "launch/bench.py step --length 128 512": "launch/bench.py step --length 32 --tokens 64 --turns 1",
     "launch/bench.py attention --length 512 2048": "launch/bench.py attention --length 64 --tokens 64 --turns 1",
     "launch/bench.py head": "launch/bench.py head --vocabulary 1000 --tokens 64 --turns 1",
     "deepspeed ": "deepspeed --num_gpus 2 --master_port PORT ",
