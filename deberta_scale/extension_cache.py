@@ -2,7 +2,8 @@
 
 torch guards each build with a file `lock` beside it, on which every later build waits for ever when the first was
 killed. So builds happen under a lock of our own, which the kernel releases with its owner: whoever holds it knows that
-any other lock is a dead one's.
+any other lock is a dead one's. And it is always the ninja of this Python's environment that builds: another version
+takes the log of this one for none, and compiles everything again, for minutes, whenever the two take turns.
 """
 
 import fcntl
@@ -32,7 +33,15 @@ def building_alone(cache: Path, wait: bool = True) -> Iterator[None]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "deberta_scale.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _prefer_own_ninja()
         yield
+
+
+def _prefer_own_ninja() -> None:
+    """For all that this process builds from now on."""
+    beside_python, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if Path(beside_python, "ninja").exists() and path.split(os.pathsep)[0] != beside_python:
+        os.environ["PATH"] = os.pathsep.join([beside_python, path])
 
 
 def killed_builds(cache: Path) -> list[Path]:

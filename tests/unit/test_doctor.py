@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -99,6 +100,13 @@ def test_the_lock_of_a_killed_build_is_told(tmp_path: Path, monkeypatch: pytest.
     with building_alone(tmp_path):
         found = doctor.extensions()
     assert found.level == "ok" and "another process is building" in found.text
+
+
+def test_the_ninja_of_this_environment_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with building_alone(tmp_path):
+        found = shutil.which("ninja")
+    assert found == str(Path(sys.executable).with_name("ninja"))
 
 
 def test_a_killed_build_is_cleared_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
