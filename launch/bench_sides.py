@@ -5,6 +5,7 @@ sides need of memory is measured in another process, where memory goes back to t
 """
 
 import argparse
+import contextlib
 import gc
 import math
 import multiprocessing
@@ -108,12 +109,10 @@ def _peaks_mib(sides: Mapping[str, Callable[[Any], Step]], work: Any, threads: i
     process.start()
     sender.close()
     found: dict[str, float] = {}
-    try:
+    with contextlib.suppress(EOFError):
         while len(found) < len(sides):
             name, peak = receiver.recv()
             found[name] = peak
-    except EOFError:
-        pass
     process.join()
     return found
 
