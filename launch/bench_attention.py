@@ -14,7 +14,6 @@ import bench_sides
 import torch
 from bench_sides import DTYPES, OURS, Step
 
-from data_prep.command import positive_int
 from deberta_scale.config import ModelConfig
 from deberta_scale.convert.hub_config import hub_config
 from deberta_scale.kernels.choice import choose
@@ -148,19 +147,17 @@ SIDES: dict[str, Callable[[Work], Step]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    bench_sides.add_shape_options(parser, lengths=[128, 512, 2048])
     parser.add_argument(
-        "--length", type=positive_int, nargs="+", default=[128, 512, 2048], metavar="L", help="one or more"
+        "--dropout", type=bench_sides.probability, default=0.0, metavar="P", help="of probabilities (default: 0)"
     )
-    parser.add_argument("--tokens", type=positive_int, default=4096, help="of a step (default: 4096)")
-    parser.add_argument("--dropout", type=float, default=0.0, metavar="P", help="of probabilities (default: 0)")
     bench_sides.add_options(parser)
     bench_sides.add_plot_option(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises ValueError when a length does not divide the tokens, or a package is missing."""
-    if unfit := [length for length in arguments.length if arguments.tokens % length]:
-        raise ValueError(f"--tokens {arguments.tokens} is not a multiple of --length {unfit[0]}; give one that is")
+    bench_sides.check_shapes(arguments)
     bench_sides.check_plot(arguments.plot)
     facts = bench_sides.prepare(arguments)
     works = [

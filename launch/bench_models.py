@@ -4,8 +4,12 @@ All get the same token ids and are trained with the sum of squares of their outp
 modelling (whole steps). What only one side needs is imported inside it.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,11 +112,16 @@ def _transformers(work: Work, kind: str, settings: dict[str, Any]) -> Step:
     return _step_of(model, lambda: model(input_ids=ids).last_hidden_state.float().square().mean())
 
 
-def deberta_of_transformers(work: Work) -> Step:
+def _deberta_settings(work: Work) -> dict[str, Any]:
+    """As a config.json has them."""
     settings = hub_config(ModelConfig(**_settings(work)))
     for key in ("architectures", "auto_map", "model_type"):
         settings.pop(key, None)
-    return _transformers(work, "DebertaV2", settings)
+    return settings
+
+
+def deberta_of_transformers(work: Work) -> Step:
+    return _transformers(work, "DebertaV2", _deberta_settings(work))
 
 
 def bert_of_transformers(work: Work) -> Step:
@@ -129,9 +138,46 @@ def modernbert_of_transformers(work: Work) -> Step:
     return _transformers(work, "ModernBert", settings | dropouts | more | ids)
 
 
+def _import_official(directory: Path, module: str) -> Any:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+    return importlib.import_module(f"DeBERTa.{module}")
+
+
+def official_code(directory: Path, work: Work) -> Step:
+    """Of a checkout; whole steps have its mask decoder."""
+    shape = _import_official(directory, "deberta").ModelConfig.from_dict(_deberta_settings(work))
+    torch.manual_seed(0)
+    ids, ones = _ids(work), torch.ones(work.rows, work.length, dtype=torch.long)
+    if work.whole:
+        labels, places = torch.zeros_like(ids).flatten(), _masked_places(work)
+        labels[places] = ids.flatten()[places]
+        targets = labels.view_as(ids)
+        module = _import_official(directory, "apps.models.masked_language_model")
+        model = module.MaskedLanguageModel(shape).to(work.dtype).train()
+        return _step_of(model, lambda: model(ids, ones, targets)["loss"].mean())
+    model = _import_official(directory, "deberta").DeBERTa(shape).to(work.dtype).train()
+    return _step_of(model, lambda: model(ids, ones)["hidden_states"][-1].float().square().mean())
+
+
 SIDES: dict[str, Callable[[Work], Step]] = {
     OURS: ours,
     "DeBERTa of transformers": deberta_of_transformers,
     "BERT of transformers, SDPA": bert_of_transformers,
     "ModernBERT of transformers, SDPA": modernbert_of_transformers,
 }
+
+
+def sides(official: Path | None) -> dict[str, Callable[[Work], Step]]:
+    """SIDES, and the official code where a checkout of it is given. Raises ValueError when that cannot be imported."""
+    if official is None:
+        return SIDES
+    if not (official / "DeBERTa" / "deberta").is_dir():
+        raise ValueError(
+            f"--official {official}: no checkout of microsoft/DeBERTa, it has no directory DeBERTa/deberta"
+        )
+    try:
+        _import_official(official, "deberta")
+    except ImportError as error:
+        raise ValueError(f"--official {official}: cannot be imported, {error}") from error
+    return {**SIDES, "DeBERTa, official code": partial(official_code, official)}

@@ -7,7 +7,6 @@ sides need of memory is measured in another process, where memory goes back to t
 import argparse
 import contextlib
 import gc
-import math
 import multiprocessing
 import os
 import statistics
@@ -39,7 +38,8 @@ class Measured:
     name: str
     seconds: list[float]
     """By turn."""
-    peak_mib: float
+    peak_mib: float | None
+    """None where memory did not suffice to measure it."""
     tokens: int
     shape: dict[str, int]
 
@@ -63,6 +63,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--memory", choices=("reused", "default"), default="reused", help="as training sets it, or as glibc does"
     )
     parser.add_argument("--turns", type=positive_int, default=5, help="of each side; the median counts (default: 5)")
+
+
+def probability(text: str) -> float:
+    """An argparse type."""
+    value = float(text)
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
+
+
+def add_shape_options(parser: argparse.ArgumentParser, lengths: list[int]) -> None:
+    parser.add_argument("--length", type=positive_int, nargs="+", default=lengths, metavar="L", help="one or more")
+    parser.add_argument("--tokens", type=positive_int, default=4096, help="of a step (default: 4096)")
+
+
+def check_shapes(arguments: argparse.Namespace) -> None:
+    """Raises ValueError when a length does not divide the tokens."""
+    if unfit := [length for length in arguments.length if arguments.tokens % length]:
+        raise ValueError(f"--tokens {arguments.tokens} is not a multiple of --length {unfit[0]}; give one that is")
 
 
 def add_plot_option(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +116,7 @@ def measure(
                 seconds[name].append(time.perf_counter() - start)
     del steps
     peaks = _peaks_mib(sides, work, arguments.threads)
-    return [Measured(name, seconds[name], peaks.get(name, math.nan), work.tokens, shape) for name in sides]
+    return [Measured(name, seconds[name], peaks.get(name), work.tokens, shape) for name in sides]
 
 
 def _peaks_mib(sides: Mapping[str, Callable[[Any], Step]], work: Any, threads: int) -> dict[str, float]:
@@ -181,11 +200,12 @@ def table(rows: list[dict[str, Any]], key: str) -> list[str]:
 
 def _line(row: dict[str, Any], ours: dict[str, Any], key: str) -> str:
     told = f"{row['milliseconds'] / ours['milliseconds']:.2f} times as fast"
-    if row["peak_mib"] > 0:
+    if row["peak_mib"] and ours["peak_mib"]:
         told += f", with {ours['peak_mib'] / row['peak_mib']:.2f} of the memory"
     if row is ours:
         told = f"at {100 * row['share_of_peak']:.0f} % of the peak" if "share_of_peak" in row else ""
+    memory = "-" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
     return (
         f"  {row['name']:<34}{row[key]:>10,}{row['milliseconds']:>9.1f}{row['fastest']:>9.1f}"
-        f"{row['slowest']:>9.1f}{row['tokens_per_second']:>11,.0f}{row['peak_mib']:>10,.0f}  {told}".rstrip()
+        f"{row['slowest']:>9.1f}{row['tokens_per_second']:>11,.0f}{memory:>10}  {told}".rstrip()
     )

@@ -7,9 +7,11 @@ once more under torch's profiler, which makes it a little slower.
 
 import argparse
 import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_models
 import bench_sides
 import torch
 from bench_models import SIDES, VOCABULARY, Work
@@ -25,31 +27,33 @@ OPERATIONS_SHOWN = 25
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whole", action="store_true", help="with decoder, head and loss, not the encoder alone")
-    parser.add_argument("--length", type=positive_int, nargs="+", default=[512], metavar="L", help="one or more")
-    parser.add_argument("--tokens", type=positive_int, default=4096, help="of a step (default: 4096)")
+    bench_sides.add_shape_options(parser, lengths=[512])
     parser.add_argument("--layers", type=positive_int, default=2, help="of base width (default: 2)")
-    parser.add_argument("--dropout", type=float, default=0.0, metavar="P", help="everywhere (default: 0)")
+    parser.add_argument(
+        "--dropout", type=bench_sides.probability, default=0.0, metavar="P", help="everywhere (default: 0)"
+    )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace of our step, and tell where its time goes"
     )
+    parser.add_argument("--official", type=Path, metavar="DIR", help="a checkout of microsoft/DeBERTa, measured too")
     bench_sides.add_options(parser)
     bench_sides.add_plot_option(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises ValueError when a length does not divide the tokens, there are too few layers, a trace is asked for of
-    several lengths or into a directory that is not there, or a package is missing."""
-    if unfit := [length for length in arguments.length if arguments.tokens % length]:
-        raise ValueError(f"--tokens {arguments.tokens} is not a multiple of --length {unfit[0]}; give one that is")
+    several lengths or into a directory that is not there, a package is missing, or the official code."""
+    bench_sides.check_shapes(arguments)
     if arguments.layers < 2:
         raise ValueError(f"--layers {arguments.layers}: our model has 2 or more")
     trace: Path | None = arguments.trace
     if trace is not None and (len(arguments.length) > 1 or not trace.parent.is_dir()):
         raise ValueError(f"--trace {trace}: give one --length, and a file in a directory that exists")
     bench_sides.check_plot(arguments.plot)
+    sides = bench_models.sides(arguments.official)
     facts = bench_sides.prepare(arguments)
     works = [_work(arguments, length) for length in arguments.length]
-    rows = [row for work in works for row in _rows(arguments, work, facts["peak_flops"])]
+    rows = [row for work in works for row in _rows(arguments, sides, work, facts["peak_flops"])]
     result = {**facts, "whole": arguments.whole, "layers": arguments.layers, "dropout": arguments.dropout, "rows": rows}
     if arguments.plot is not None:
         bench_sides.plot(result["rows"], arguments.plot, _title(result))
@@ -61,8 +65,11 @@ def _work(arguments: argparse.Namespace, length: int) -> Work:
     return Work(rows, length, arguments.layers, dtype, arguments.dropout, arguments.whole)
 
 
-def _rows(arguments: argparse.Namespace, work: Work, peak: float) -> list[dict[str, Any]]:
-    sides = {name: build for name, build in SIDES.items() if not (name.startswith("BERT") and work.length > 512)}
+def _rows(
+    arguments: argparse.Namespace, sides: Mapping[str, Callable[[Work], Step]], work: Work, peak: float
+) -> list[dict[str, Any]]:
+    if work.length > 512:
+        sides = {name: build for name, build in sides.items() if not name.startswith("BERT")}
     shape = {"length": work.length, "rows": work.rows}
     ours, *others = bench_sides.measure(sides, work, arguments, shape)
     share = _flops(work) / statistics.median(ours.seconds) / peak

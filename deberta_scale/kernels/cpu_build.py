@@ -1,4 +1,4 @@
-"""The compiled kernel: built once for each machine and environment, then loaded in milliseconds.
+"""The compiled kernels: built once for each machine and environment, then loaded in milliseconds.
 
 What is built lies in a directory named by a digest of everything that the result depends on. It is built beside it
 under another name and renamed when it is whole, by one process at a time; a build that was killed is cleared away.
@@ -17,7 +17,7 @@ import torch
 from deberta_scale.extension_cache import building_alone, cache_directory, clear_killed_builds
 
 SOURCES = Path(__file__).parent / "csrc"
-NAME = "deberta_scale_attention"
+NAME = "deberta_scale_kernels"
 FLAGS = (
     "-O3",
     "-march=native",
@@ -49,7 +49,7 @@ def lacking(dtype: torch.dtype) -> str | None:
 
 @lru_cache
 def _load() -> str | None:
-    """Make torch.ops.deberta_scale.attention_forward and _backward callable, or say why they are not."""
+    """Make the operators of torch.ops.deberta_scale callable, or say why they are not."""
     library = _built_directory() / f"{NAME}.so"
     try:
         if not library.exists():

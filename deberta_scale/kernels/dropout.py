@@ -1,8 +1,9 @@
-"""Random numbers of attention dropout: a counter, mixed. The same on every device and in every kernel.
+"""Random numbers of dropout in kernels: a counter, mixed. The same on every device and in every kernel.
 
 A row of probabilities has a 64-bit key: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) of the seed and of
 (row, head, query place). The number of a key place in it is that place, mixed with both halves of the key by the
 finaliser of MurmurHash3 (Appleby, 2011). A probability is dropped when its number lies below probability * 2**32.
+Hidden states are dropped alike: the row of one is its place in the batch.
 """
 
 import torch
@@ -13,6 +14,12 @@ _MASK32 = 0xFFFFFFFF
 _GOLDEN64, _FIRST64, _SECOND64 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _GOLDEN32 = 0x9E3779B9
 _FIRST32, _SECOND32 = 0x85EBCA6B - 2**32, 0xC2B2AE35 - 2**32
+
+
+def drawn(probability: float) -> Dropout | None:
+    """With a seed of torch's generator for CPUs, which recomputing a layer finds as it was; None when nothing is
+    dropped."""
+    return Dropout(probability, int(torch.randint(2**63 - 1, (), device="cpu"))) if probability else None
 
 
 def drop_threshold(probability: float) -> int:

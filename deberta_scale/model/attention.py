@@ -10,7 +10,8 @@ from torch import nn
 
 from deberta_scale.config import ModelConfig
 from deberta_scale.kernels.choice import choose
-from deberta_scale.kernels.signature import Dropout, Keys, View
+from deberta_scale.kernels.dropout import drawn
+from deberta_scale.kernels.signature import Keys, View
 
 
 class DisentangledSelfAttention(nn.Module):
@@ -53,13 +54,8 @@ class DisentangledSelfAttention(nn.Module):
         """[B, Q, E] → [B, Q, H * D]."""
         query = self._heads(self.query_proj(query_states))
         kernel = choose(query.device, query.dtype, all_places_ask=view.query_places is None)
-        return kernel.attention(query, keys, view, self._dropout()).flatten(-2)
-
-    def _dropout(self) -> Dropout | None:
-        """With a seed of torch's generator for CPUs, which recomputing a layer finds as it was."""
-        if not self.training or not self.dropout_probability:
-            return None
-        return Dropout(self.dropout_probability, int(torch.randint(2**63 - 1, (), device="cpu")))
+        dropout = drawn(self.dropout_probability) if self.training else None
+        return kernel.attention(query, keys, view, dropout).flatten(-2)
 
     def _heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_size))

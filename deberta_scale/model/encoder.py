@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from deberta_scale.config import ModelConfig
+from deberta_scale.kernels.residual_norm import residual_norm
 from deberta_scale.kernels.signature import Keys, View, document_bounds
 from deberta_scale.model.attention import DisentangledSelfAttention
 from deberta_scale.model.relative import rows_by_distance
@@ -52,17 +53,28 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(embedded) * is_token)
 
 
+class ResidualNorm(nn.LayerNorm):
+    """dropout → + residual → LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.layer_norm_eps)
+        self.dropout_probability = config.hidden_dropout_prob
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        drop_probability = self.dropout_probability if self.training else 0.0
+        return residual_norm(states, residual, self.weight, self.bias, self.eps, drop_probability)
+
+
 class ResidualOutput(nn.Module):
     """dense → dropout → + residual → LayerNorm: the end of the attention block and of the feed-forward block."""
 
     def __init__(self, input_size: int, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.LayerNorm = ResidualNorm(config)
 
     def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return self.LayerNorm(self.dense(states), residual)
 
 
 class Attention(nn.Module):

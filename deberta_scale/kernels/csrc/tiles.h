@@ -78,22 +78,29 @@ void release_hardware() {
   at::native::cpublas::brgemm_release(kInterleaved<T> == 2);
 }
 
+// Sixteen floats as BFloat16, rounded to the nearest, and back.
+inline __m256i to_bfloat16(__m512 value) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+#else
+  return at::vec::cvtfp32_bf16(value);
+#endif
+}
+
+inline __m512 from_bfloat16(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
 inline void store(float* target, Vector value) { value.store(target); }
 
 inline void store(BFloat16* target, Vector value) {
-#ifdef __AVX512BF16__
-  const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
-#else
-  const __m256i rounded = at::vec::cvtfp32_bf16(value);
-#endif
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), rounded);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), to_bfloat16(value));
 }
 
 inline Vector load(const float* source) { return Vector::loadu(source); }
 
 inline Vector load(const BFloat16* source) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  return Vector(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)));
+  return Vector(from_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))));
 }
 
 // Rows of a tensor → rows of `padded_width`, zeros behind each and in further rows up to `padded_rows`.

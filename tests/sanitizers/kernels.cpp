@@ -1,5 +1,6 @@
-// Forward and backward over awkward shapes: compiled with sanitizers and run by attention.py.
+// Forward and backward over awkward shapes: compiled with sanitizers and run by kernels.py.
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cstdio>
 
@@ -9,6 +10,11 @@
 namespace {
 
 using deberta_scale::Arguments;
+
+void check_finite(std::initializer_list<at::Tensor> results) {
+  for (const at::Tensor& result : results)
+    TORCH_CHECK(result.isfinite().all().item<bool>(), "a result is not finite");
+}
 
 // Documents of `sizes` in a row of `length`, every third place asking when `some_ask`.
 template <typename T>
@@ -50,12 +56,33 @@ void run(
       inputs, {query.const_data_ptr<T>(), output.const_data_ptr<T>(), log_sums.const_data_ptr<float>()},
       {of_query.data_ptr<T>(), of_key.data_ptr<T>(), of_value.data_ptr<T>(), of_tables[0].data_ptr<float>(),
        of_tables[1].data_ptr<float>()});
-  for (const at::Tensor& result : {output, of_query, of_key, of_value, of_tables})
-    TORCH_CHECK(result.isfinite().all().item<bool>(), "a result is not finite");
+  check_finite({output, of_query, of_key, of_value, of_tables});
+}
+
+template <typename T>
+void run_residual_norm(int64_t rows, int64_t width, double drop_probability) {
+  using at::Tensor;
+  using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+  using Forward =
+      Four(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, int64_t);
+  using Backward =
+      Four(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, int64_t);
+  auto& operators = c10::Dispatcher::singleton();
+  const auto forward = operators.findSchemaOrThrow("deberta_scale::residual_norm_forward", "").typed<Forward>();
+  const auto backward = operators.findSchemaOrThrow("deberta_scale::residual_norm_backward", "").typed<Backward>();
+  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+  const Tensor states = at::randn({rows, width}).to(options), weight = at::randn({width}).to(options);
+  const auto [output, sums, means, scales] = forward.call(states, states, weight, weight, 1e-7, drop_probability, 5);
+  const auto [of_states, of_residual, of_weight, of_bias] =
+      backward.call(output, sums, means, scales, weight, drop_probability, 5);
+  check_finite({output, of_states, of_residual, of_weight, of_bias});
 }
 
 template <typename T>
 void run_all() {
+  run_residual_norm<T>(1, 1, 0.0);
+  run_residual_norm<T>(65, 17, 0.0);
+  run_residual_norm<T>(130, 48, 0.3);
   run<T>({1}, 1, 1, true, true, false, 0.0);
   run<T>({33, 31, 2}, 70, 5, true, true, false, 0.1);
   run<T>({33, 31, 2}, 70, 40, true, true, true, 0.1);

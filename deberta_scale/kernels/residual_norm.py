@@ -1,0 +1,63 @@
+"""The end of a block, LayerNorm(dropout(states) + residual): one pass over memory each way, where it is compiled.
+
+Elsewhere torch's own operations do it. The compiled one, csrc/residual_norm.cpp, keeps the sums and no record of what
+was dropped, and its gradients are the same bits for any number of threads.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from deberta_scale.kernels import cpu_build
+from deberta_scale.kernels.dropout import drawn
+from deberta_scale.kernels.signature import Dropout
+
+
+def residual_norm(
+    states: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    drop_probability: float,
+) -> torch.Tensor:
+    """[..., E] and [..., E] → [..., E]; weight and bias are [E]. Random numbers come of torch's generator, of that for
+    CPUs where it is compiled."""
+    if states.device.type != "cpu" or cpu_build.why_not(states.dtype):
+        dropped = functional.dropout(states, drop_probability)
+        return functional.layer_norm(dropped + residual, weight.shape, weight, bias, epsilon)
+    return compiled(states, residual, weight, bias, epsilon, drawn(drop_probability))
+
+
+def compiled(
+    states: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    dropout: Dropout | None,
+) -> torch.Tensor:
+    """For tensors on a CPU, where `cpu_build.why_not` says nothing. Rows of the states are numbered as those of
+    probabilities are, see kernels/dropout.py."""
+    normalised: torch.Tensor = _Compiled.apply(states, residual, weight, bias, epsilon, dropout)
+    return normalised
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Any, residual: Any, weight: Any, bias: Any, epsilon: float, dropout: Any) -> Any:
+        numbers = (0.0, 0) if dropout is None else tuple(dropout)
+        normalised, *kept = torch.ops.deberta_scale.residual_norm_forward(
+            states.contiguous(), residual.contiguous(), weight, bias, epsilon, *numbers
+        )
+        ctx.save_for_backward(*kept, weight)
+        ctx.numbers = numbers
+        return normalised
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        gradients = torch.ops.deberta_scale.residual_norm_backward(
+            gradient.contiguous(), *ctx.saved_tensors, *ctx.numbers
+        )
+        return (*gradients, None, None)
