@@ -99,12 +99,17 @@ class Totals:
         )
 
 
+MATMUL_SECONDS = 0.3
+"""Long enough that what disturbs a processor for a moment does not count."""
+
+
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on this device with this process's threads: the 100 % of the logged MFU."""
     size = 4096 if device.type == "cuda" else 1024
     left, right = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
     best_seconds = math.inf
-    for _ in range(4):
+    end = time.perf_counter() + MATMUL_SECONDS
+    while math.isinf(best_seconds) or time.perf_counter() < end:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
