@@ -1,7 +1,8 @@
 """The end of a block, LayerNorm(dropout(states) + residual): one pass over memory each way, where it is compiled.
 
-Elsewhere torch's own operations do it. The compiled one, csrc/residual_norm.cpp, keeps the sums and no record of what
-was dropped, and its gradients are the same bits for any number of threads.
+The compiled one, csrc/residual_norm.cpp, keeps the sums and no record of what was dropped, and its gradients are the
+same bits for any number of threads. It has a twin in torch operations. Other devices than CPUs have torch's own
+dropout, since there a counter would take more passes than it spares.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from deberta_scale.kernels import cpu_build
-from deberta_scale.kernels.dropout import drawn
+from deberta_scale.kernels.dropout import drawn, kept
 from deberta_scale.kernels.signature import Dropout
 
 
@@ -22,12 +23,28 @@ def residual_norm(
     epsilon: float,
     drop_probability: float,
 ) -> torch.Tensor:
-    """[..., E] and [..., E] → [..., E]; weight and bias are [E]. Random numbers come of torch's generator, of that for
-    CPUs where it is compiled."""
-    if states.device.type != "cpu" or cpu_build.why_not(states.dtype):
+    """[..., E] and [..., E] → [..., E]; weight and bias are [E]. Random numbers come of torch's generator."""
+    if states.device.type != "cpu":
         dropped = functional.dropout(states, drop_probability)
         return functional.layer_norm(dropped + residual, weight.shape, weight, bias, epsilon)
-    return compiled(states, residual, weight, bias, epsilon, drawn(drop_probability))
+    one_of_both = step_by_step if cpu_build.why_not(states.dtype) else compiled
+    return one_of_both(states, residual, weight, bias, epsilon, drawn(drop_probability))
+
+
+def step_by_step(
+    states: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    dropout: Dropout | None,
+) -> torch.Tensor:
+    """In torch operations. Rows of the states are numbered as those of probabilities are, see kernels/dropout.py."""
+    if dropout is not None:
+        rows = torch.arange(states.numel() // states.size(-1), device=states.device)
+        keep = kept(dropout, 1, rows[None], states.size(-1)).view_as(states)
+        states = states * (keep.to(states.dtype) / (1 - dropout.probability))
+    return functional.layer_norm(states + residual, weight.shape, weight, bias, epsilon)
 
 
 def compiled(
@@ -38,8 +55,7 @@ def compiled(
     epsilon: float,
     dropout: Dropout | None,
 ) -> torch.Tensor:
-    """For tensors on a CPU, where `cpu_build.why_not` says nothing. Rows of the states are numbered as those of
-    probabilities are, see kernels/dropout.py."""
+    """The same, for tensors on a CPU, where `cpu_build.why_not` says nothing."""
     normalised: torch.Tensor = _Compiled.apply(states, residual, weight, bias, epsilon, dropout)
     return normalised
 

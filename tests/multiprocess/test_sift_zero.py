@@ -56,7 +56,12 @@ def test_stages_accumulation_and_checkpointing_give_one_process_s_numbers(
 
 @pytest.mark.parametrize("group", ROUNDED)
 def test_16_bits_stay_near_and_find_a_perturbation_as_bad(group: str, expected: Any, on_two_ranks: Any) -> None:
-    assert_close(on_two_ranks[group], expected, 0.05)
+    """A penalty is small, and hangs on a direction that is rounded."""
+    for (loss, penalty, norm), (expected_loss, expected_penalty, expected_norm) in zip(
+        on_two_ranks[group], expected, strict=True
+    ):
+        assert (loss, norm) == pytest.approx((expected_loss, expected_norm), rel=0.05)
+        assert penalty == pytest.approx(expected_penalty, rel=0.2)
 
 
 def test_distributed_data_parallel_may_be_called_for_every_pass(tmp_path: Path, small_config: str) -> None:
