@@ -138,6 +138,10 @@ def modernbert_of_transformers(work: Work) -> Step:
     return _transformers(work, "ModernBert", settings | dropouts | more | ids)
 
 
+OFFICIAL_ENCODER, OFFICIAL_WHOLE = "deberta", "apps.models.masked_language_model"
+"""Modules of the official code."""
+
+
 def _import_official(directory: Path, module: str) -> Any:
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
@@ -146,17 +150,17 @@ def _import_official(directory: Path, module: str) -> Any:
 
 def official_code(directory: Path, work: Work) -> Step:
     """Of a checkout; whole steps have its mask decoder."""
-    shape = _import_official(directory, "deberta").ModelConfig.from_dict(_deberta_settings(work))
+    shape = _import_official(directory, OFFICIAL_ENCODER).ModelConfig.from_dict(_deberta_settings(work))
     torch.manual_seed(0)
     ids, ones = _ids(work), torch.ones(work.rows, work.length, dtype=torch.long)
     if work.whole:
         labels, places = torch.zeros_like(ids).flatten(), _masked_places(work)
         labels[places] = ids.flatten()[places]
         targets = labels.view_as(ids)
-        module = _import_official(directory, "apps.models.masked_language_model")
+        module = _import_official(directory, OFFICIAL_WHOLE)
         model = module.MaskedLanguageModel(shape).to(work.dtype).train()
         return _step_of(model, lambda: model(ids, ones, targets)["loss"].mean())
-    model = _import_official(directory, "deberta").DeBERTa(shape).to(work.dtype).train()
+    model = _import_official(directory, OFFICIAL_ENCODER).DeBERTa(shape).to(work.dtype).train()
     return _step_of(model, lambda: model(ids, ones)["hidden_states"][-1].float().square().mean())
 
 
@@ -168,7 +172,7 @@ SIDES: dict[str, Callable[[Work], Step]] = {
 }
 
 
-def sides(official: Path | None) -> dict[str, Callable[[Work], Step]]:
+def sides(official: Path | None, whole: bool) -> dict[str, Callable[[Work], Step]]:
     """SIDES, and the official code where a checkout of it is given. Raises ValueError when that cannot be imported."""
     if official is None:
         return SIDES
@@ -177,7 +181,7 @@ def sides(official: Path | None) -> dict[str, Callable[[Work], Step]]:
             f"--official {official}: no checkout of microsoft/DeBERTa, it has no directory DeBERTa/deberta"
         )
     try:
-        _import_official(official, "deberta")
+        _import_official(official, OFFICIAL_WHOLE if whole else OFFICIAL_ENCODER)
     except ImportError as error:
         raise ValueError(f"--official {official}: cannot be imported, {error}") from error
     return {**SIDES, "DeBERTa, official code": partial(official_code, official)}

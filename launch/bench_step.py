@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if trace is not None and (len(arguments.length) > 1 or not trace.parent.is_dir()):
         raise ValueError(f"--trace {trace}: give one --length, and a file in a directory that exists")
     bench_sides.check_plot(arguments.plot)
-    sides = bench_models.sides(arguments.official)
+    sides = bench_models.sides(arguments.official, arguments.whole)
     facts = bench_sides.prepare(arguments)
     works = [_work(arguments, length) for length in arguments.length]
     rows = [row for work in works for row in _rows(arguments, sides, work, facts["peak_flops"])]

@@ -43,7 +43,7 @@ __m512 as_stored(__m512 value) {
   return sizeof(T) == 2 ? from_bfloat16(to_bfloat16(value)) : value;
 }
 
-// Rows [N, E] of T and what belongs to all of them.
+// Of states: rows [N, E], worked on in parts.
 struct Shape {
   int64_t rows, width;
 
