@@ -15,14 +15,6 @@ from tests.attention_cases import errors, random_case
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-3}
 
 
-@pytest.fixture(params=TOLERANCES, ids=["fp32", "bf16"], scope="module")
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if reason := cpu_build.why_not(request.param):
-        pytest.skip(reason)
-    found: torch.dtype = request.param
-    return found
-
-
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
     """Rows of documents of any lengths, some rows empty, with any terms, and all or some places asking. One row is

@@ -1,5 +1,7 @@
 """LayerNorm(dropout(states) + residual) in one pass equals torch's own operations, in value and in all gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,14 +18,6 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 weight and bias up in bf16, and are 5e-2 off at 4,096 rows."""
 
 
-@pytest.fixture(params=TOLERANCES, ids=["fp32", "bf16"], scope="module")
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if reason := cpu_build.why_not(request.param):
-        pytest.skip(reason)
-    found: torch.dtype = request.param
-    return found
-
-
 def operands(rows: int, width: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
     """States, residual, weight, bias and the gradient of the output; numbers that `dtype` holds."""
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +25,9 @@ def operands(rows: int, width: int, dtype: torch.dtype, seed: int = 0) -> list[t
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def run(function, given: list[torch.Tensor], dropout: Dropout | None) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
+def run(
+    function: Callable[..., torch.Tensor], given: list[torch.Tensor], dropout: Dropout | None
+) -> dict[str, torch.Tensor]:
     *inputs, gradient = given
     inputs = [tensor.requires_grad_() for tensor in inputs]
     output = function(*inputs, 1e-7, dropout)
